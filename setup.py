@@ -1,0 +1,42 @@
+"""Metadata from settings.ini (nbdev's file); the two papermill notebooks travel inside the wheel."""
+import shutil
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+root = Path(__file__).parent
+parser = ConfigParser(delimiters=["="])
+parser.read(root / "settings.ini")
+cfg = parser["DEFAULT"]
+
+class build_with_notebooks(build_py):
+    """Copy the notebooks that `medstrat run` executes to `medstrat/_notebooks/`."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode: return                 # an editable install reads nbs/ itself
+        target = Path(self.build_lib) / "medstrat" / "_notebooks"
+        target.mkdir(parents=True, exist_ok=True)
+        for name in ("07_experiments", "09_stratify"):
+            source = root / "nbs" / f"{name}.ipynb"
+            if source.exists(): shutil.copy(source, target)
+
+setup(
+    version=cfg["version"],
+    description=cfg["description"],
+    long_description=(root / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    author=cfg["author"], author_email=cfg["author_email"],
+    keywords=cfg["keywords"].split(),
+    url=cfg["git_url"],
+    classifiers=["Development Status :: 3 - Alpha", "Intended Audience :: Science/Research",
+                 "Programming Language :: Python :: 3.11"],
+    packages=find_packages(include=["medstrat", "medstrat.*"]),
+    install_requires=cfg["requirements"].split(),
+    extras_require={"dev": cfg["dev_requirements"].split()},
+    entry_points={"console_scripts": ["medstrat=medstrat.cli:main"], "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
+    cmdclass={"build_py": build_with_notebooks},
+)
