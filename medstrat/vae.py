@@ -79,7 +79,7 @@ class Encoder(nn.Module):
         h = self.body(x).flatten(1)
         return tuple(head(h).float() for head in self.heads)
 
-# %% ../nbs/02_vae.ipynb #49aaf950
+# %% ../nbs/02_vae.ipynb #a9d80ae2
 class ConvDecoder(nn.Module):
     "Linear layer, then transposed convolutions up to exactly (H,W): (B,in_features) → logits (B,C,H,W)."
     def __init__(self, in_features: int, shape: tuple, channels: tuple, norm: str = "batch", activation: str = "relu"):
@@ -88,8 +88,7 @@ class ConvDecoder(nn.Module):
         rows, cols = halved_sides(height, len(channels))[::-1], halved_sides(width, len(channels))[::-1]
         self.start = (channels[-1], rows[0], cols[0])
         self.linear = nn.Linear(in_features, math.prod(self.start))
-        layers = [ACTIVATIONS[activation]()]
-        widths = [*reversed(channels), c]
+        layers, widths = [ACTIVATIONS[activation]()], [*reversed(channels), c]
         for i, (a, b) in enumerate(zip(widths, widths[1:])):
             last, padding = i == len(channels) - 1, (rows[i + 1] - 2 * rows[i], cols[i + 1] - 2 * cols[i])
             layers.append(nn.ConvTranspose2d(a, b, 4, stride=2, padding=1, output_padding=padding, bias=last or norm == "none"))
@@ -121,22 +120,23 @@ def reconstruction_loss(
         loss = loss / (2 * torch.exp(2 * log_sigma)) + log_sigma + 0.5 * math.log(2 * math.pi)
     return loss.flatten(1).sum(1)
 
-# %% ../nbs/02_vae.ipynb #7ce06b2a
+# %% ../nbs/02_vae.ipynb #7e3d6d46
 LOG_VARIANCE_RANGE = (-10.0, 10.0)
 
 def kl_normal(
     mu: torch.Tensor,      # (B,d)
     logvar: torch.Tensor,  # (B,d) logarithm of the variance
+    prior_std: float = 1.0,  # standard deviation of the prior
 ) -> torch.Tensor:         # (B,)
-    "KL divergence of N(mu, exp(logvar)) from the standard normal, summed over the latent dimensions."
+    "KL divergence of N(mu, exp(logvar)) from N(0, prior_std²), summed over the latent dimensions."
     mu, logvar = mu.float(), logvar.float()
-    return 0.5 * (mu.square() + logvar.exp() - logvar - 1).sum(1)
+    return 0.5 * ((mu.square() + logvar.exp()) / prior_std**2 - logvar + 2 * math.log(prior_std) - 1).sum(1)
 
 def reparameterise(mu, logvar):
     "A draw from N(mu, exp(logvar)) through which gradients flow."
     return mu + (0.5 * logvar).exp() * torch.randn_like(mu)
 
-# %% ../nbs/02_vae.ipynb #890a2414
+# %% ../nbs/02_vae.ipynb #f4bb230e
 @dataclass(kw_only=True, repr=False, eq=False)
 class Autoencoder(DeepClusterer):
     "An autoencoder (no clusters of its own): the base of the methods with an encoder and a decoder."
@@ -146,6 +146,7 @@ class Autoencoder(DeepClusterer):
     latent_dim: Count | None = None                # d, the length of an embedding
     norm: Literal["batch", "none"] | None = None   # normalisation in the blocks
     activation: Literal["relu", "leaky_relu", "gelu", "none"] | None = None
+    encoder_activation: Literal["relu", "leaky_relu", "gelu", "none"] | None = None  # the encoder's own; None: as `activation`
     likelihood: Literal["squared", "bernoulli", "gaussian"] | None = None  # how images are compared; summed over pixels
     sigma: Positive | None = None                  # gaussian: fixed standard deviation; None: learned
     encoder: Any = None                            # your own module: images (B,C,H,W) → features (B,…)
@@ -157,7 +158,7 @@ Autoencoder.presets = dict(ours={"*": dict(
     hidden=Value((500, 500, 2000), "DEC, VaDE"), latent_dim=Value(32, "VAESim §4"), norm=Value("batch", "VAESim, appendix"),
     activation=Value("relu", "VAESim, appendix"), likelihood=Value("squared", "VAESim §3.1"))})
 
-# %% ../nbs/02_vae.ipynb #31391299
+# %% ../nbs/02_vae.ipynb #f7173513
 @patch
 def _heads(self: Autoencoder, s): return (s.latent_dim,)
 @patch
@@ -169,7 +170,8 @@ def _build(self: Autoencoder, shape, s):
     net = nn.Module()
     body = copy.deepcopy(s.encoder)
     if body is None:
-        body = conv_body(shape, s.channels, s.norm, s.activation) if s.network == "conv" else mlp_body(shape, s.hidden, s.activation)
+        activation = s.encoder_activation or s.activation
+        body = conv_body(shape, s.channels, s.norm, activation) if s.network == "conv" else mlp_body(shape, s.hidden, activation)
     net.encoder, net.decoder = Encoder(body, shape, self._heads(s)), copy.deepcopy(s.decoder)
     d = s.latent_dim + self._condition_dim(s)
     if net.decoder is None:
@@ -220,15 +222,17 @@ def _loss(self: Autoencoder, net, batch, at):
 @patch
 def _phases(self: Autoencoder, s): return [Phase("train", s.epochs, self._loss, lr=s.lr, lr_factor=self._lr_factor(s))]
 
-# %% ../nbs/02_vae.ipynb #fe7a6fcc
+# %% ../nbs/02_vae.ipynb #94af1dbc
 @dataclass(kw_only=True, repr=False, eq=False)
 class VAE(Autoencoder):
     "A variational autoencoder (no clusters of its own). Source: Kingma & Welling 2014; beta: Higgins et al. 2017."
     beta: NonNegative | None = None         # weight of the KL term
     kl_warmup: NonNegative | None = None    # epochs over which beta grows from 0 along a line
+    prior_std: Positive | None = None       # standard deviation of the prior p(z)
 
 VAE.name = "VAE"
-VAE.presets = dict(ours={"*": dict(beta=Value(1.0, "the evidence lower bound"), kl_warmup=Value(0.0, "none"))})
+VAE.presets = dict(ours={"*": dict(beta=Value(1.0, "the evidence lower bound"), kl_warmup=Value(0.0, "none"),
+                                         prior_std=Value(1.0, "standard normal"))})
 
 @patch
 def _heads(self: VAE, s): return (s.latent_dim, s.latent_dim)
@@ -247,10 +251,10 @@ def _beta(self: VAE, at):
 def _loss(self: VAE, net, batch, at):
     mu, logvar = self._posterior(net, batch["x"])
     z = reparameterise(mu, logvar)
-    reconstruction, kl = self._reconstruction(net, self._logits(net, z), batch["x"]), kl_normal(mu, logvar).mean()
+    reconstruction, kl = self._reconstruction(net, self._logits(net, z), batch["x"]), kl_normal(mu, logvar, self.settings_.prior_std).mean()
     return dict(loss=reconstruction + self._beta(at) * kl, reconstruction=reconstruction, kl=kl)
 
-# %% ../nbs/02_vae.ipynb #7d83b003
+# %% ../nbs/02_vae.ipynb #22442db8
 @patch
 def sample(
     self: VAE,
@@ -259,4 +263,4 @@ def sample(
 ) -> np.ndarray:        # (n,H,W,C) float32 in [0,1]
     "Draw new images from the prior."
     rng = np.random.default_rng(self.random_state_ if random_state is None else random_state)
-    return self.inverse_transform(rng.standard_normal((n, self.settings_.latent_dim)))
+    return self.inverse_transform(self.settings_.prior_std * rng.standard_normal((n, self.settings_.latent_dim)))

@@ -21,7 +21,7 @@ def plain(
     "`name` without case and punctuation: two names with the same plain form mean the same thing"
     return re.sub(r"[^a-z0-9]", "", str(name).lower())
 
-# %% ../../nbs/00_data/00_arrays.ipynb #da8b8ebd
+# %% ../../nbs/00_data/00_arrays.ipynb #4e3aa22e
 def did_you_mean(
     name:str, # what was asked for
     known,    # names that exist (iterable of str)
@@ -31,7 +31,7 @@ def did_you_mean(
     near = get_close_matches(plain(name), forms, n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(forms[k]) for k in near)}?" if near else ""
 
-# %% ../../nbs/00_data/00_arrays.ipynb #a7bd1822
+# %% ../../nbs/00_data/00_arrays.ipynb #018a6dee
 def _channels_last(x:np.ndarray) -> np.ndarray:
     "A view of `x` (N×H×W, N×H×W×C or N×C×H×W) as N×H×W×C; ValueError for every other shape"
     shape = "×".join(map(str, x.shape))
@@ -49,13 +49,13 @@ def _channels_last(x:np.ndarray) -> np.ndarray:
         f"Images of {x.shape[1]}×{x.shape[2]} pixels were given; the smallest side is 2. Is the order of the axes right? ({shape})")
     return x
 
-# %% ../../nbs/00_data/00_arrays.ipynb #0b111053
+# %% ../../nbs/00_data/00_arrays.ipynb #2ea7985d
 def _blocks(x:np.ndarray, pixels:int=2**22):
     "Slices that cover `x` in blocks of at most about `pixels` values"
     step = max(1, pixels // max(1, int(np.prod(x.shape[1:]))))
     return (slice(i, min(i + step, len(x))) for i in range(0, len(x), step))
 
-# %% ../../nbs/00_data/00_arrays.ipynb #ae51c3ad
+# %% ../../nbs/00_data/00_arrays.ipynb #ad749db7
 def _checked(x:np.ndarray) -> np.ndarray:
     "uint8 as it is, floating point within [0, 1] as float32; TypeError for other types, ValueError for other values"
     if x.dtype == np.uint8: return x
@@ -72,7 +72,7 @@ def _checked(x:np.ndarray) -> np.ndarray:
             "Divide 0…255 by 255, undo a standardisation, or clip.")
     return x.astype(np.float32, copy=False)
 
-# %% ../../nbs/00_data/00_arrays.ipynb #331dc0b4
+# %% ../../nbs/00_data/00_arrays.ipynb #e3a3e890
 def _to_numpy(x) -> np.ndarray:
     "An array over the same memory where possible: tensors, arrays, and whatever NumPy can read (Pillow images, lists)"
     torch = sys.modules.get("torch")
@@ -81,13 +81,17 @@ def _to_numpy(x) -> np.ndarray:
         return (x.float() if x.dtype == torch.bfloat16 else x).numpy()  # NumPy has no bfloat16
     return x if isinstance(x, np.ndarray) else np.asarray(x)
 
-# %% ../../nbs/00_data/00_arrays.ipynb #64a12a3f
+# %% ../../nbs/00_data/00_arrays.ipynb #d85bc444
+def _image_part(item, i:int):
+    "The image in item `i` of a dataset: the item, its first part, or its entry `image`"
+    if not isinstance(item, Mapping): return item[0] if isinstance(item, (tuple, list)) and len(item) else item
+    if "image" in item: return item["image"]
+    raise KeyError(f"Item {i} is a dictionary without 'image'; it has: {', '.join(map(str, item))}.")
+
+# %% ../../nbs/00_data/00_arrays.ipynb #7f213d88
 def _item_image(item, i:int) -> np.ndarray:
-    "The image in item `i` of a dataset, as H×W×C"
-    if isinstance(item, Mapping):
-        if "image" not in item: raise KeyError(f"Item {i} is a dictionary without 'image'; it has: {', '.join(map(str, item))}.")
-        item = item["image"]
-    elif isinstance(item, (tuple, list)) and len(item): item = item[0]
+    "Item `i` of a dataset as an image H×W×C"
+    item = _image_part(item, i)
     mode = getattr(item, "mode", None)
     if isinstance(mode, str) and mode not in ("L", "RGB"): raise TypeError(
         f"Item {i} is a Pillow image of mode {mode}; needed: L or RGB. Use image.convert('L') or image.convert('RGB').")
@@ -96,7 +100,7 @@ def _item_image(item, i:int) -> np.ndarray:
         f"Item {i} should be an image (H×W, H×W×C or C×H×W), a pair (image, …) or a dictionary with 'image'; got shape {x.shape}.")
     return _channels_last((x[..., None] if x.ndim == 2 else x)[None])[0]
 
-# %% ../../nbs/00_data/00_arrays.ipynb #34985544
+# %% ../../nbs/00_data/00_arrays.ipynb #5e906fd2
 def _stacked(dataset) -> np.ndarray:
     "The images of a map-style dataset in one array N×H×W×C"
     if not len(dataset): raise ValueError("Zero images were given (an empty dataset); at least one is needed.")
@@ -109,7 +113,7 @@ def _stacked(dataset) -> np.ndarray:
         out[i] = x
     return out
 
-# %% ../../nbs/00_data/00_arrays.ipynb #cac1d596
+# %% ../../nbs/00_data/00_arrays.ipynb #58a1d75c
 def as_images(
     x, # array or tensor N×H×W, N×H×W×C or N×C×H×W; `ImageSet`; map-style dataset of images, (image, …) or {"image": …}; list of images
 ) -> np.ndarray: # N×H×W×C; uint8, or float32 within [0, 1]; shares memory with `x` where it can
@@ -123,7 +127,7 @@ def as_images(
     else: x = _stacked(x)
     return _checked(_channels_last(x))
 
-# %% ../../nbs/00_data/00_arrays.ipynb #0a311b5a
+# %% ../../nbs/00_data/00_arrays.ipynb #53c8b342
 def resize(
     images,   # whatever `as_images` takes
     size:int, # side of the new, square images, in pixels (at least 2)

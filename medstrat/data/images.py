@@ -25,7 +25,7 @@ def _class_names(codes:np.ndarray, classes) -> dict:
     if missing: raise ValueError(f"Labels {missing} have no class name; named are {names}. Name every code that occurs.")
     return names
 
-# %% ../../nbs/00_data/00_images.ipynb #93fa7478
+# %% ../../nbs/00_data/00_images.ipynb #69b5c78c
 class ImageSet:
     "N images and a table of N rows: what is known about each image"
     def __init__(self,
@@ -56,7 +56,7 @@ class ImageSet:
         return (f"{self.name}: {len(self)} images {'×'.join(map(str, self.shape))} {self.images.dtype}{label}"
                 + (f"; columns {', '.join(more)}" if more else ""))
 
-# %% ../../nbs/00_data/00_images.ipynb #9d77340b
+# %% ../../nbs/00_data/00_images.ipynb #44f91ef4
 @patch
 def column(self:ImageSet,
     name:str, # a column of the table
@@ -66,27 +66,26 @@ def column(self:ImageSet,
     raise KeyError(f"{self.name} has no column {name!r}.{did_you_mean(name, self.table.columns)} "
                    f"Columns: {', '.join(map(str, self.table)) or 'none'}.")
 
-# %% ../../nbs/00_data/00_images.ipynb #f482601c
+# %% ../../nbs/00_data/00_images.ipynb #bed9e1f8
 @patch(as_prop=True)
 def labels(self:ImageSet) -> np.ndarray: # int64, N codes
     "The target column; ValueError when the set has no target, TypeError when its values are no whole numbers"
-    if self.target is None: raise ValueError(
-        f"{self.name} has no single label column; its table has: {', '.join(map(str, self.table)) or 'no columns'}. "
-        "Choose one: ImageSet(s.images, s.table, target='…').")
+    columns = ", ".join(map(str, self.table)) or "no columns"
+    if self.target is None: raise ValueError(f"{self.name} has no single label column (it has: {columns}). Choose one: ImageSet(s.images, s.table, target='…').")
     y = self.column(self.target)
-    if y.isna().any() or not (pd.api.types.is_integer_dtype(y) or pd.api.types.is_bool_dtype(y)): raise TypeError(
-        f"{self.name}: the labels in {self.target!r} must be whole numbers without gaps, but are {y.dtype}, e.g. {y.iloc[0]!r}. "
-        "codes, names = pandas.factorize(values) makes codes; then pass classes=names.")
+    if y.isna().any() or y.dtype.kind not in "iub": raise TypeError(
+        f"{self.name}: the labels in {self.target!r} must be whole numbers without gaps, but are {y.dtype}, e.g. {y.iloc[0]!r}. To make codes of any "
+        "values: codes, names = pandas.factorize(values); then pass classes=names.")
     return y.to_numpy(np.int64)
 
-# %% ../../nbs/00_data/00_images.ipynb #59664909
+# %% ../../nbs/00_data/00_images.ipynb #3140c350
 def _like(s:ImageSet, **changes) -> ImageSet:
     "A copy of `s` with some attributes changed, without repeating the checks"
     new = object.__new__(type(s))
     vars(new).update({**vars(s), **changes})
     return new
 
-# %% ../../nbs/00_data/00_images.ipynb #92487b38
+# %% ../../nbs/00_data/00_images.ipynb #418ee78d
 @patch
 def __getitem__(self:ImageSet,
     rows, # slice, Boolean mask, array or list of row numbers, or one number
@@ -100,15 +99,15 @@ def __getitem__(self:ImageSet,
     if not len(images): raise IndexError(f"This selection leaves none of the {len(self)} images of {self.name}.")
     return _like(self, images=images, table=self.table.iloc[rows].reset_index(drop=True))
 
-# %% ../../nbs/00_data/00_images.ipynb #bfd0773f
+# %% ../../nbs/00_data/00_images.ipynb #58e09371
 @patch  # the function of the same name stays as it is
-def resize(self:ImageSet,
+def resize(self:ImageSet, # noqa: F811
     size:int, # side in pixels
 ) -> ImageSet: # the same set, images size×size; the set itself when they already are
     "Resize every image once (see the function `resize`)"
     return self if self.shape[:2] == (size, size) else _like(self, images=resize(self.images, size))
 
-# %% ../../nbs/00_data/00_images.ipynb #58fe3a37
+# %% ../../nbs/00_data/00_images.ipynb #a0229eee
 @patch
 def describe(self:ImageSet) -> pd.DataFrame: # one row; column groups set, count, share, values
     "Images, size, majority rate, counts and shares per class, number of different values in every further column"
@@ -122,12 +121,12 @@ def describe(self:ImageSet) -> pd.DataFrame: # one row; column groups set, count
     row |= {("values", str(c)): self.table[c].nunique() for c in self.table if c != self.target}
     return pd.DataFrame([list(row.values())], index=[self.name], columns=pd.MultiIndex.from_tuples(row))
 
-# %% ../../nbs/00_data/00_images.ipynb #036d3214
+# %% ../../nbs/00_data/00_images.ipynb #b28350d9
 def _evenly(rows:np.ndarray, n:int) -> np.ndarray:
     "`n` of `rows` (or all, when fewer), at even distances"
     return rows[np.linspace(0, len(rows) - 1, min(n, len(rows))).round().astype(int)]
 
-# %% ../../nbs/00_data/00_images.ipynb #ab86e6de
+# %% ../../nbs/00_data/00_images.ipynb #3ecd7c32
 def _show_rows(s:ImageSet, by, n:int) -> list: # [(text, row numbers)]
     "What `show` draws: one entry a value of column `by`; four unnamed rows without a column"
     if by is None: return [("", rows) for rows in np.array_split(_evenly(np.arange(len(s)), 4*n), min(4, -(-len(s)//n)))]
@@ -136,7 +135,7 @@ def _show_rows(s:ImageSet, by, n:int) -> list: # [(text, row numbers)]
     groups = sorted(values.groupby(values).indices.items())
     return [(f"{names.get(v, v)}\nn = {len(rows)}", _evenly(rows, n)) for v, rows in groups]
 
-# %% ../../nbs/00_data/00_images.ipynb #819ff2f1
+# %% ../../nbs/00_data/00_images.ipynb #03e51199
 @patch
 def show(self:ImageSet,
     by:str=None,     # a column of the table: one row of pictures a value; None: the label, if there is one
@@ -159,8 +158,8 @@ def show(self:ImageSet,
     plt.close(fig)  # the caller shows the figure; otherwise a notebook would show it twice
     return fig
 
-# %% ../../nbs/00_data/00_images.ipynb #d9d97781
-@dataclass
+# %% ../../nbs/00_data/00_images.ipynb #f2af2592
+@dataclass(repr=False)
 class Splits:
     "A data set in parts; a part that does not exist is None"
     name: str            # of the whole set
@@ -176,6 +175,8 @@ class Splits:
                 f"{self.name}: {part} ({s}) and train ({self.train}) differ in channels or label column.")
             setattr(self, part, _like(s, name=f"{self.name}/{part}"))
 
+    def __repr__(self): return "\n".join([*(repr(getattr(self, p)) for p in self.split_names), *self.notices])
+
     @property
     def split_names(self) -> tuple: # e.g. ("train", "test")
         "The parts that exist"
@@ -189,7 +190,7 @@ class Splits:
         "Every part with images of size×size pixels"
         return replace(self, **{p: getattr(self, p).resize(size) for p in self.split_names})
 
-# %% ../../nbs/00_data/00_images.ipynb #448e80c4
+# %% ../../nbs/00_data/00_images.ipynb #a09e983b
 def _draw(y:np.ndarray, fraction:float, rng) -> np.ndarray: # sorted row numbers
     "`fraction` of every class of `y`: at least one image of each, and never all of them"
     drawn = []
@@ -198,7 +199,7 @@ def _draw(y:np.ndarray, fraction:float, rng) -> np.ndarray: # sorted row numbers
         drawn.append(rows[:min(max(1, round(fraction * len(rows))), len(rows) - 1)])
     return np.sort(np.concatenate(drawn))
 
-# %% ../../nbs/00_data/00_images.ipynb #e511eb36
+# %% ../../nbs/00_data/00_images.ipynb #c3a11d19
 def _draw_groups(y:np.ndarray, groups, fraction:float, rng) -> np.ndarray: # sorted row numbers
     "Whole groups that hold about `fraction` of every class of `y`; ValueError when the groups are too few or too large"
     group, names = pd.factorize(np.asarray(groups))
@@ -214,7 +215,7 @@ def _draw_groups(y:np.ndarray, groups, fraction:float, rng) -> np.ndarray: # sor
         "Use another fraction or a finer grouping.")
     return np.flatnonzero(np.isin(group, chosen))
 
-# %% ../../nbs/00_data/00_images.ipynb #fe6a4ab0
+# %% ../../nbs/00_data/00_images.ipynb #75cf3a6c
 def _check_split(s:ImageSet, test:float, val:float, group):
     "Refuse a split that cannot be made: ValueError for fractions or classes, KeyError for an absent group column"
     if not (0 <= test < 1 and 0 <= val < 1 and 0 < test + val < 1): raise ValueError(
@@ -227,7 +228,7 @@ def _check_split(s:ImageSet, test:float, val:float, group):
                                   f"but there are: {rare} (images by class). Leave out or merge such classes.")
     elif len(s) < need: raise ValueError(f"{s.name} has {len(s)} images, too few for {need} parts.")
 
-# %% ../../nbs/00_data/00_images.ipynb #fde86246
+# %% ../../nbs/00_data/00_images.ipynb #dd8260f7
 def split(
     images,         # `ImageSet`, or whatever `as_images` takes
     *,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# %% ../../nbs/04_evaluation/01_choice.ipynb #3a990de7
+# %% ../../nbs/04_evaluation/01_choice.ipynb #0af2d7b1
 def inertia_curve(
     embedding:np.ndarray, # (N, d) points
     candidates:Iterable[int], # numbers of clusters, each ≤ N
@@ -20,7 +20,9 @@ def inertia_curve(
 ) -> np.ndarray: # J(K) for each candidate
     "Sum of squared distances to the nearest of K centres, for each K."
     from sklearn.cluster import KMeans
-    return np.array([KMeans(k, n_init=n_init, random_state=random_state).fit(embedding).inertia_ for k in candidates])
+    from threadpoolctl import threadpool_limits
+    with threadpool_limits(1): # many short parallel regions: on busy cores two threads were 20 times slower than one
+        return np.array([KMeans(k, n_init=n_init, random_state=random_state).fit(embedding).inertia_ for k in candidates])
 
 # %% ../../nbs/04_evaluation/01_choice.ipynb #b1836c3d
 def find_elbow(
@@ -37,7 +39,7 @@ def find_elbow(
                          "pass n_clusters yourself, or other candidates")
     return int(knee)
 
-# %% ../../nbs/04_evaluation/01_choice.ipynb #13babda9
+# %% ../../nbs/04_evaluation/01_choice.ipynb #cf9095b1
 def _plot_choice(choice):
     "The inertia curve as a matplotlib Figure, the chosen K marked."
     import matplotlib.pyplot as plt
@@ -45,6 +47,7 @@ def _plot_choice(choice):
     ax.plot(choice.candidates, choice.inertia, "o-", color="#0173b2", markersize=4)
     ax.axvline(choice.n_clusters, color="#de8f05", linestyle="--", label=f"elbow: K = {choice.n_clusters}")
     ax.set(xlabel="number of clusters K", ylabel="inertia")
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
     plt.close(fig)
@@ -63,10 +66,10 @@ class Choice:
         "The curve with the elbow marked."
         return _plot_choice(self)
 
-# %% ../../nbs/04_evaluation/01_choice.ipynb #5a8ec3ea
+# %% ../../nbs/04_evaluation/01_choice.ipynb #1c434889
 def _checked(embedding, candidates):
     "The embedding as a finite matrix, the candidates as increasing integers; ValueError where that is impossible."
-    z, ks = np.asarray(embedding), np.unique(np.fromiter(candidates, dtype=int))
+    z, ks = np.asarray(embedding, dtype=np.float32), np.unique(np.fromiter(candidates, dtype=int))
     if z.ndim != 2: raise ValueError(f"embedding has shape {z.shape}; it needs one row an image: (N, d)")
     if not np.isfinite(z).all(): raise ValueError("embedding has NaN or infinite values; the encoder has diverged")
     if len(ks) < 3 or ks[0] < 1: raise ValueError(f"candidates {ks.tolist()}: at least three different numbers ≥ 1 are needed to see a bend")

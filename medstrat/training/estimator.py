@@ -116,13 +116,13 @@ def _check_counts(self: DeepClusterer, n: int, s):
     if isinstance(s.n_clusters, int) and s.n_clusters > n:
         raise ValueError(f"n_clusters={s.n_clusters} is more than the {n} images given. Choose n_clusters ≤ {n}.")
 
-# %% ../../nbs/01_training/03_estimator.ipynb #da2e7dab
+# %% ../../nbs/01_training/03_estimator.ipynb #20200b76
 @patch
 def _start(self: DeepClusterer, X, condition):
     "Settle the parameters and build the networks; returns (settings, images)."
     if condition is not None:
         raise ValueError(f"{self.name} takes no condition. Leave out condition=….")
-    s, self.provenance_ = resolve(self, dataset=getattr(X, "name", None) or "*")
+    s, self.provenance_ = resolve(self, dataset=_set_name(X))
     images = as_images(X)
     s.image_size = self._working_size(images, s)
     images = self._take(images, s.image_size)
@@ -133,6 +133,10 @@ def _start(self: DeepClusterer, X, condition):
     self.n_clusters_ = s.n_clusters if isinstance(s.n_clusters, int) else 1   # "elbow": chosen later
     self._make(s)
     return s, images
+
+def _set_name(X) -> str:
+    "The name of the data set that images come from, for presets; parts are called `name/train`."
+    return str(getattr(X, "name", "*")).partition("/")[0]
 
 @patch
 def _make(self: DeepClusterer, s):
@@ -241,7 +245,13 @@ def _labels(self: DeepClusterer, images) -> np.ndarray:
     parts = [r.float().argmax(1).cpu().numpy() for r in self._batches(images, lambda net, x: self._encode(net, x)[1])]
     return np.concatenate(parts)
 
-# %% ../../nbs/01_training/03_estimator.ipynb #4a3b8ff4
+# %% ../../nbs/01_training/03_estimator.ipynb #aa602f18
+@patch
+def encode(self: DeepClusterer, X) -> tuple:  # (embeddings (N,d) float32, cluster numbers (N,))
+    "`transform` and `predict` in one pass over the images."
+    parts = [(z.float().cpu().numpy(), r.float().argmax(1).cpu().numpy()) for z, r in self._batches(self._take_fitted(X), self._encode)]
+    return tuple(np.concatenate(p) for p in zip(*parts))
+
 @patch
 def predict(self: DeepClusterer, X) -> np.ndarray:  # (N,) cluster numbers, 0…K-1
     "The most probable cluster of each image."

@@ -118,7 +118,7 @@ class Keeper(pl.Callback):
     def state_dict(self): return dict(best=self.best, best_loss=self.best_loss, waited=self.waited)
     def load_state_dict(self, state): self.__dict__.update(state)
 
-# %% ../../nbs/01_training/02_loop.ipynb #4abdf4de
+# %% ../../nbs/01_training/02_loop.ipynb #a0792bec
 class Bar(pl.Callback):
     "A progress bar over all steps of the phase, with the losses and the time left."
     def __init__(self, rows): self.rows = rows
@@ -135,9 +135,10 @@ class Bar(pl.Callback):
 
 class AfterEpoch(pl.Callback):
     "The phase's own work at the end of an epoch, before anything is kept or saved."
+    def __init__(self, images): self.images = images
     def on_train_epoch_end(self, trainer, module):
         if module.phase.after_epoch is None: return
-        with torch.no_grad(): module.phase.after_epoch(module.net, module.moment())
+        with torch.no_grad(): module.phase.after_epoch(module.net, self.images, module.moment())
         module.train()
         for m in module.frozen: m.eval()
 
@@ -178,7 +179,7 @@ def quiet_lightning():
         finally:
             for log, level in zip(loggers, levels): log.setLevel(level)
 
-# %% ../../nbs/01_training/02_loop.ipynb #d8a2d920
+# %% ../../nbs/01_training/02_loop.ipynb #887e095a
 def run_phase(
     net,                   # the networks, a `torch.nn.Module`
     phase: Phase,
@@ -194,7 +195,7 @@ def run_phase(
 ) -> bool:                 # True: finished; False: interrupted
     "Train one phase. A NaN raises `NonFiniteLoss` after the last good weights were put back."
     keeper, saver, options = Keeper(net, rows, patience), Saver(checkpoint, extra), dict(trainer_options or {})
-    callbacks = [AfterEpoch(), History(rows, phase.name), keeper, saver] + ([Bar(rows)] if verbose else []) + options.pop("callbacks", [])
+    callbacks = [AfterEpoch(images), History(rows, phase.name), keeper, saver] + ([Bar(rows)] if verbose else []) + options.pop("callbacks", [])
     options = dict(dict(accelerator=accelerator, devices=1, precision=precision, max_epochs=phase.epochs, logger=False,
                    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
                    num_sanity_val_steps=0, use_distributed_sampler=False), **options)

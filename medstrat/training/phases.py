@@ -41,7 +41,7 @@ def learning_rate_factor(
     if schedule == "constant": return 1.0
     raise ValueError(f"lr_schedule={schedule!r} is unknown; choose 'constant', 'cosine' or 'step'.")
 
-# %% ../../nbs/01_training/01_phases.ipynb #5e183967
+# %% ../../nbs/01_training/01_phases.ipynb #4368a81f
 @dataclass
 class Phase:
     "One stage of a training."
@@ -54,7 +54,7 @@ class Phase:
     optimizer: Callable = torch.optim.Adam  # (parameters, lr) → optimiser
     before: Callable | None = None        # (net, images) → None, once at the start
     after_step: Callable | None = None    # (net, outputs of the loss, moment) → None, after each optimiser step
-    after_epoch: Callable | None = None   # (net, moment) → None, after each epoch
+    after_epoch: Callable | None = None   # (net, images, moment) → None, after each epoch
 
     def frozen(self, net) -> list:
         "The sub-modules which this phase does not train."

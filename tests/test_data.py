@@ -1,0 +1,424 @@
+"Data: bad input, faults on disk and in the network, and properties that hold for any set of images."
+import functools
+import gzip
+import hashlib
+import http.server
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medstrat.data import folders, images, named
+from medstrat.data.images import ImageSet, as_images, resize, split
+from medstrat.data.named import list_datasets, load_dataset
+
+rng = np.random.RandomState(0)
+
+
+def grey(n, side=8): return rng.randint(0, 256, (n, side, side), np.uint8)
+
+
+def arrays(side=8, **n):
+    "Arrays of a small set in MedMNIST's key order: arrays(train=40, test=10)"
+    return {f"{p}_{k}": v for p, m in n.items() for k, v in {"images": grey(m, side), "labels": (np.arange(m) % 2)[:, None]}.items()}
+
+
+@pytest.fixture
+def save(tmp_path):
+    "save(name, **arrays) writes an npz into the test's data folder and returns its path"
+    def write(name, **kw):
+        np.savez(tmp_path / f"{name}.npz", **kw)
+        return tmp_path / f"{name}.npz"
+    return write
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch, tmp_path):
+    "No data folder and no cache but those of the test; notices are said again"
+    monkeypatch.delenv("MEDSTRAT_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    folders._said.clear()
+
+
+@pytest.fixture
+def serve(tmp_path):
+    "Serve a folder on this machine: serve(folder) → address"
+    servers = []
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args): pass
+    def start(folder):
+        s = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+        threading.Thread(target=s.serve_forever, daemon=True).start()
+        servers.append(s)
+        return f"http://127.0.0.1:{s.server_port}/"
+    yield start
+    for s in servers: s.shutdown(); s.server_close()
+
+
+# ---- arrays
+
+@pytest.mark.parametrize("x, error, says", [
+    (np.zeros((5, 64), np.uint8), ValueError, "x.reshape"),
+    (np.zeros((64, 64, 3), np.uint8), ValueError, r"x\[None\]"),
+    (np.zeros((0, 8, 8), np.uint8), ValueError, "Zero images"),
+    ([], ValueError, "Zero images"),
+    (np.zeros((5, 1, 1, 1), np.uint8), ValueError, "smallest side is 2"),
+    (np.zeros((5, 8, 1, 3), np.uint8), ValueError, "smallest side is 2"),
+    (np.zeros((5, 8, 8, 4), np.uint8), ValueError, "1 .gray. or 3"),
+    (np.zeros((5, 8, 8, 8, 1), np.uint8), ValueError, "Images of shape"),
+    (np.zeros((5, 8, 8), np.int16), TypeError, "int16"),
+    (np.zeros((5, 8, 8), bool), TypeError, "bool"),
+    (np.full((5, 8, 8), None), TypeError, "object"),
+    (np.full((5, 8, 8), np.nan), ValueError, "Image 0 holds NaN"),
+    (np.full((5, 8, 8), np.inf, np.float32), ValueError, "infinite"),
+    (np.full((5, 8, 8), 1.01), ValueError, "from 1.01 to 1.01"),
+    (np.full((5, 8, 8), -.01), ValueError, r"must lie in \[0, 1\]"),
+    ([np.zeros((8, 8), np.uint8), np.zeros((8, 9), np.uint8)], ValueError, "Item 1 has shape"),
+    ([np.zeros((8, 8), np.uint8), np.zeros((8, 8), np.float32)], ValueError, "float32"),
+    ([{"img": np.zeros((8, 8))}], KeyError, "without 'image'"),
+    ([1, 2, 3], ValueError, "Item 0 should be an image"),
+    ("digits", TypeError, "load_dataset"),
+    ({"image": 1}, TypeError, "dict"),
+    (7, TypeError, "int was given"),
+    (None, TypeError, "NoneType"),
+    (pd.DataFrame(np.zeros((5, 64))), ValueError, "x.reshape"),
+])
+def test_bad_images(x, error, says):
+    with pytest.raises(error, match=says): as_images(x)
+
+
+def test_an_iterable_dataset_is_refused():
+    import torch
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self): yield from grey(3)
+    with pytest.raises(TypeError, match="a dataset with a length"): as_images(Stream())
+
+
+def test_the_bad_image_is_named_in_any_block(monkeypatch):
+    monkeypatch.setattr(sys.modules["medstrat.data.arrays"]._blocks, "__defaults__", (64 * 3,))
+    x = np.zeros((20, 8, 8), np.float32)
+    x[13, 2, 2] = np.nan
+    with pytest.raises(ValueError, match="Image 13 holds NaN"): as_images(x)
+
+
+@settings(deadline=None, max_examples=60)
+@given(n=st.integers(1, 4), h=st.integers(4, 12), w=st.integers(4, 12), c=st.sampled_from([1, 3]), floats=st.booleans())
+def test_all_orders_and_types_are_the_same_images(n, h, w, c, floats):
+    import torch
+    x = rng.randint(0, 256, (n, h, w, c), np.uint8)
+    x = (x / 255).astype(np.float32) if floats else x
+    chw = np.ascontiguousarray(np.moveaxis(x, -1, 1))
+    guises = [x, chw, torch.from_numpy(x), torch.from_numpy(chw), list(x), list(chw), [(a, 0) for a in x], [{"image": torch.from_numpy(a)} for a in chw], ImageSet(x)]
+    guises += [x[..., 0]] if c == 1 else []
+    for g in guises:
+        out = as_images(g)
+        assert out.dtype == x.dtype and np.array_equal(out, x)
+
+
+def test_other_floats_become_float32():
+    import torch
+    for x in (np.full((2, 4, 4), .5), np.full((2, 4, 4), .5, np.float16), torch.full((2, 4, 4), .5, dtype=torch.bfloat16, requires_grad=True)):
+        assert as_images(x).dtype == np.float32 and np.all(as_images(x) == .5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(side=st.integers(2, 40), new=st.integers(2, 40), value=st.integers(0, 255))
+def test_resize_keeps_constant_images_and_ranges(side, new, value):
+    assert np.all(resize(np.full((2, side, side), value, np.uint8), new) == value)
+    x = rng.rand(2, side, side, 3).astype(np.float32)
+    y = resize(x, new)
+    assert y.shape == (2, new, new, 3) and y.dtype == np.float32 and y.min() >= x.min() - 1e-6 and y.max() <= x.max() + 1e-6
+
+
+def test_resize_does_not_depend_on_blocks(monkeypatch):
+    x = grey(50, 20)
+    whole = resize(x, 9)
+    monkeypatch.setattr(sys.modules["medstrat.data.arrays"]._blocks, "__defaults__", (400 * 7,))
+    assert np.array_equal(resize(x, 9), whole)
+
+
+def test_a_memory_map_is_never_copied(tmp_path):
+    np.save(tmp_path / "x.npy", grey(100))
+    x = np.load(tmp_path / "x.npy", mmap_mode="r")
+    s = ImageSet(x, {"label": np.arange(100) % 2}, target="label")
+    for a in (s.images, s[10:20].images): assert isinstance(a, np.memmap) and np.shares_memory(a, x)
+    parts = split(s)
+    assert len(parts.train) + len(parts.val) + len(parts.test) == 100
+
+
+# ---- sets
+
+@pytest.mark.parametrize("kw, error, says", [
+    ({"table": {"label": np.zeros(4, int)}}, ValueError, r"5 images, but the table \(or the labels\) has 4 rows"),
+    ({"target": "label"}, KeyError, "no column 'label'.*Columns: none"),
+    ({"table": {"label": np.arange(5)}, "target": "lable"}, KeyError, "Did you mean 'label'"),
+    ({"table": {"label": [0, 1, 2, 3, np.nan]}, "target": "label"}, TypeError, "whole numbers without gaps"),
+    ({"table": {"label": list("abcde")}, "target": "label"}, TypeError, "pandas.factorize"),
+    ({"table": {"label": np.arange(5)}, "target": "label", "classes": {0: "a"}}, ValueError, r"\[1, 2, 3, 4\] have no class name"),
+])
+def test_bad_sets(kw, error, says):
+    with pytest.raises(error, match=says): ImageSet(grey(5), **kw)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), n=st.integers(2, 30))
+def test_images_and_table_stay_together(data, n):
+    s = ImageSet(np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None], (n, 4, 4)), {"row": np.arange(n)})
+    rows = data.draw(st.one_of(
+        st.lists(st.integers(-n, n - 1), min_size=1, max_size=10),
+        st.lists(st.booleans(), min_size=n, max_size=n).filter(any).map(np.array),
+        st.integers(-n, n - 1),
+        st.slices(n).filter(lambda z: len(range(*z.indices(n))) > 0)))
+    t = s[rows]
+    assert np.array_equal(t.images[:, 0, 0, 0], t.table["row"]) and list(t.table.index) == list(range(len(t)))
+
+
+def test_selections_of_nothing_and_beyond():
+    s = ImageSet(grey(5))
+    for rows in ([], np.zeros(5, bool), slice(3, 3)):
+        with pytest.raises(IndexError, match="none of the 5 images"): s[rows]
+    for rows in (5, -6):
+        with pytest.raises(IndexError): s[rows]
+    with pytest.raises(IndexError): s[np.ones(4, bool)]
+    assert [len(one) for one in s] == [1] * 5  # a for-loop ends
+
+
+@pytest.mark.parametrize("classes, channels", [(2, 1), (40, 3)])
+def test_show_draws_few_and_many_classes(classes, channels, tmp_path):
+    s = ImageSet(rng.randint(0, 256, (2 * classes, 8, 8, channels), np.uint8), {"label": np.arange(2 * classes) % classes}, target="label")
+    fig = s.show(n=4)
+    fig.savefig(tmp_path / "show.png")
+    assert len(fig.axes) == 4 * min(classes, 12) and ("first 12 of 40" in fig._suptitle.get_text()) == (classes == 40)
+    assert len(ImageSet(s.images).show(n=3).axes) == 3 * (2 if classes == 2 else 4)
+
+
+# ---- splits
+
+@settings(deadline=None, max_examples=60)
+@given(counts=st.lists(st.integers(3, 60), min_size=1, max_size=6), test=st.floats(.05, .5), val=st.floats(.05, .4), seed=st.integers(0, 99))
+def test_a_split_is_disjoint_complete_stratified_and_repeatable(counts, test, val, seed):
+    y = np.repeat(np.arange(len(counts)), counts)
+    s = ImageSet(np.zeros((len(y), 4, 4), np.uint8), {"label": y, "row": np.arange(len(y))}, target="label")
+    a, b = split(s, test=test, val=val, seed=seed), split(s, test=test, val=val, seed=seed)
+    rows = [getattr(a, p).column("row").to_numpy() for p in ("train", "val", "test")]
+    assert sorted(np.concatenate(rows)) == list(range(len(y)))
+    assert all(np.array_equal(r, getattr(b, p).column("row")) for r, p in zip(rows, ("train", "val", "test"), strict=True))
+    for part, share in ((a.test, test), (a.val, val), (a.train, 1 - test - val)):
+        n = np.bincount(part.labels, minlength=len(counts))
+        assert n.min() >= 1 and np.abs(n - share * np.array(counts)).max() <= 2.5
+
+
+@settings(deadline=None, max_examples=40)
+@given(groups=st.lists(st.integers(1, 8), min_size=20, max_size=60), seed=st.integers(0, 99))
+def test_a_grouped_split_tears_no_group_apart(groups, seed):
+    g = np.repeat(np.arange(len(groups)), groups)
+    s = ImageSet(np.zeros((len(g), 4, 4), np.uint8), {"patient": g, "label": g % 2}, target="label")
+    parts = split(s, group="patient", seed=seed)
+    seen = [set(getattr(parts, p).column("patient")) for p in parts.split_names]
+    assert sum(map(len, seen)) == len(groups) and abs(len(parts.test) / len(g) - .2) < .1
+
+
+@pytest.mark.parametrize("kw, error, says", [
+    ({"test": .6, "val": .4}, ValueError, "sum above 0 and below 1"), ({"test": -.1}, ValueError, "test=-0.1"), ({"test": 0, "val": 0}, ValueError, "above 0"),
+    ({"test": float("nan")}, ValueError, "nan"), ({"group": "patent"}, KeyError, "Did you mean 'patient'"), ({"group": "one"}, ValueError, "1 groups cannot be split"),
+    ({"group": "gaps"}, ValueError, "1 rows have no group"),
+])
+def test_impossible_splits(kw, error, says):
+    s = ImageSet(grey(20), {"label": np.arange(20) % 2, "patient": np.arange(20) // 2, "one": 1, "gaps": [None] + ["a", "b"] * 9 + ["a"]}, target="label")
+    with pytest.raises(error, match=says): split(s, **kw)
+
+
+def test_a_class_too_small_to_be_split():
+    s = ImageSet(grey(21), {"label": [0, 1] * 10 + [2]}, target="label", classes=["a", "b", "rare"])
+    with pytest.raises(ValueError, match="at least 2 images of every class.*{'rare': 1}"): split(s, val=0)
+    with pytest.raises(ValueError, match="too few for 3 parts"): split(grey(2))
+
+
+def test_the_split_of_digits_is_frozen():
+    "Recorded numbers rest on this split: if this fails, every result on digits has to be made again."
+    d = load_dataset("digits", carve_val=True)
+    assert [len(d.train), len(d.val), len(d.test)] == [1295, 143, 359]
+    sums = [hashlib.md5(getattr(d, p).images.tobytes()).hexdigest()[:8] for p in d.split_names]
+    assert sums == FROZEN, sums
+
+
+FROZEN = ["581f2d0d", "035dc513", "d85b1d16"]  # first digits of the MD5 of the images of train, val, test
+
+
+# ---- files
+
+def test_named_files_and_paths(save, tmp_path, monkeypatch):
+    path = save("My-Set", **arrays(train=40, val=10, test=10), train_view=np.zeros((40, 1), np.uint8), val_view=np.zeros(10), test_view=np.ones(10))
+    for source in (path, str(path)): assert list(load_dataset(source).test.table) == ["label", "view"]
+    assert load_dataset("myset", data_dir=tmp_path).name == "My-Set" and load_dataset("my_set.npz", data_dir=str(tmp_path)).train.classes == {0: "0", 1: "1"}
+    monkeypatch.setenv("MEDSTRAT_DATA", str(tmp_path))
+    assert len(load_dataset("MY SET").val) == 10
+    assert list_datasets().set_index("name").loc["My-Set", "images"] == 60
+
+
+def test_unknown_names_list_near_matches(save, tmp_path):
+    save("lungs", **arrays(train=20))
+    for name, near in (("pneumonamnist", "'pneumoniamnist'"), ("lung", "'lungs'"), ("digit", "'digits'")):
+        with pytest.raises(ValueError, match=f"Did you mean .*{near}.*path of an .npz"): load_dataset(name, data_dir=tmp_path)
+    with pytest.raises(ValueError, match="volumes are not supported"): load_dataset("OrganMNIST3D")
+    with pytest.raises(FileNotFoundError, match="There is no file"): load_dataset(tmp_path / "none.npz")
+
+
+def test_files_that_are_no_npz(save, tmp_path):
+    path = save("cut", **arrays(train=20))
+    raw = path.read_bytes()
+    for content, says in ((raw[:len(raw) // 2], "truncated"), (b"", "truncated"), (b"images!", "no npz"), (raw[:300] + bytes(100) + raw[400:], "damaged")):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=says): load_dataset(path)
+    np.save(tmp_path / "one.npy", grey(3))
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    with pytest.raises(ValueError, match="no npz"): load_dataset(tmp_path / "one.npz")
+    import zipfile
+    with zipfile.ZipFile(tmp_path / "text.npz", "w") as z: z.writestr("train_images", "hello")
+    with pytest.raises(ValueError, match="no arrays"): load_dataset(tmp_path / "text.npz")
+    rows = list_datasets(tmp_path).set_index("name")["where"]  # the list survives them all
+    assert all("unreadable" in rows[n] for n in ("cut", "one", "text"))
+
+
+@pytest.mark.parametrize("change, says", [
+    ({"train_images": None}, "no array train_images.*It holds: train_labels"),
+    ({"test_labels": None}, "one of them lacks: labels"),
+    ({"train_view": np.zeros(20)}, "one of them lacks: view"),
+    ({"train_images": np.zeros((20, 8, 8), np.int16)}, "train_images: Images of type int16"),
+    ({"train_images": np.full((20, 8, 8), 2.)}, "train_images: Image 0 has values"),
+    ({"train_images": np.full((20, 8, 8), np.nan)}, "train_images: Image 0 holds NaN"),
+    ({"train_images": np.array(3)}, "needed: |were given"),
+    ({"train_images": np.full(20, None)}, "Python objects"),
+    ({"train_labels": np.zeros(19, int)}, r"train_labels has shape \(19,\), but there are 20"),
+    ({"train_labels": np.full(20, .5)}, "whole numbers"),
+    ({"test_images": np.zeros((0, 8, 8), np.uint8), "test_labels": np.zeros(0, int)}, "Zero images"),
+    ({"test_images": np.zeros((8, 1, 1), np.uint8)}, "smallest side|last axis"),
+    ({"test_images": np.zeros((8, 8, 8, 3), np.uint8)}, "differ in channels"),
+])
+def test_bad_arrays_in_a_file(save, change, says):
+    a = {**arrays(train=20, test=8), **change}
+    with pytest.raises((ValueError, TypeError), match=says): load_dataset(save("bad", **{k: v for k, v in a.items() if v is not None}))
+
+
+def test_missing_parts_are_made_and_given_parts_kept(save):
+    full = arrays(train=100, val=10, test=10)
+    part = {k: v for k, v in full.items() if not k.startswith("test")}
+    s = load_dataset(save("part", **part), carve_val=True)
+    assert [len(s.train), len(s.val), len(s.test)] == [80, 10, 20] and "without a test split" in s.notices[0] and len(s.notices) == 1
+    assert np.array_equal(s.val.images[..., 0], full["val_images"])
+    s = load_dataset(save("full", **full), carve_val=True)
+    assert s.notices == () and np.array_equal(s.train.images[..., 0], full["train_images"])
+    s = load_dataset(save("bare", train_images=grey(50)))
+    assert s.train.target is None and s.split_names == ("train", "test")
+    with pytest.raises(ValueError, match="no single label column"): _ = s.train.labels
+
+
+def test_groups(save):
+    a = arrays(train=100)
+    s = load_dataset(save("grouped", **a, train_patient=np.arange(100) // 4), group="patient", carve_val=True)
+    seen = [set(getattr(s, p).column("patient")) for p in s.split_names]
+    assert sum(map(len, seen)) == 25
+    path = save("torn", **arrays(train=20, test=20), train_patient=np.arange(20), test_patient=np.arange(20) + 15)
+    with pytest.warns(UserWarning, match="5 of 35 values of 'patient'"): assert len(load_dataset(path, group="patient").notices) == 1
+    with pytest.raises(KeyError, match="no column 'scanner'"): load_dataset(path, group="scanner")
+
+
+def test_several_labels_an_image(save, tmp_path):
+    n = {"train": 20, "val": 5, "test": 5}
+    many = {f"{p}_{k}": v for p, m in n.items() for k, v in {"images": grey(m, 28), "labels": rng.randint(0, 2, (m, 14))}.items()}
+    save("chestmnist", **many)
+    with pytest.warns(UserWarning, match="not the official file"): s = load_dataset("ChestMNIST", data_dir=tmp_path)
+    assert s.train.target is None and list(s.train.table)[:2] == ["atelectasis", "cardiomegaly"]
+    with pytest.raises(ValueError, match="no single label column.*atelectasis.*target="): _ = s.test.labels
+    one = ImageSet(s.train.images, s.train.table, target="edema")
+    assert set(one.labels) <= {0, 1}
+
+
+def test_a_file_that_is_not_official_is_used_with_one_notice(save, tmp_path):
+    save("pneumoniamnist", **arrays(28, train=20, val=5, test=5))
+    with pytest.warns(UserWarning, match="pneumoniamnist.npz is not the official file") as caught:
+        s, again = load_dataset("pneumoniamnist", data_dir=tmp_path), load_dataset("pneumoniamnist", data_dir=tmp_path)
+    assert len(caught) == 1 and len(s.notices) == len(again.notices) == 1
+    assert s.train.classes == {0: "normal", 1: "pneumonia"} and str(tmp_path) not in s.notices[0]
+    save("pneumoniamnist_64", **arrays(28, train=20, val=5, test=5))
+    with pytest.raises(ValueError, match="holds images of 28 pixels"): load_dataset("pneumoniamnist", size=64, data_dir=tmp_path)
+
+
+# ---- network
+
+def test_no_network_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("MEDSTRAT_DATA", str(tmp_path / "absent"))
+    with pytest.raises(FileNotFoundError) as e: load_dataset("breastmnist", size=128)
+    for part in ("breastmnist_128.npz is not there", "downloading it failed", str(tmp_path / "absent"), str(tmp_path / "cache"),
+                 "https://zenodo.org/records/10519652/files/breastmnist_128.npz", "MEDSTRAT_DATA"): assert part in str(e.value)
+    with pytest.raises(FileNotFoundError, match="download=False was given"): load_dataset("mnist", download=False)
+    assert not list(tmp_path.rglob("*.npz*"))
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileNotFoundError, match="none of the folders can be written to"): load_dataset("breastmnist", data_dir=tmp_path / "file" / "sub")
+
+
+def test_medmnist_download(save, serve, tmp_path, monkeypatch, capfd):
+    path = save("source", **arrays(64, train=20, val=5, test=5))
+    info = {**named.medmnist_info()["breastmnist"], "url_64": serve(tmp_path) + "source.npz", "MD5_64": hashlib.md5(path.read_bytes()).hexdigest()}
+    monkeypatch.setitem(named.medmnist_info(), "breastmnist", info)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        s = load_dataset("breastmnist", size=64, data_dir=tmp_path / "new")
+    assert s.name == "breastmnist_64" and s.notices == () and "100%" in capfd.readouterr().err
+    path.unlink()  # the second time it is there
+    assert len(load_dataset("breastmnist_64", data_dir=tmp_path / "new").train) == 20
+    info["MD5"], info["url"] = "0" * 32, info["url_64"]
+    save("source", **arrays(28, train=20))
+    with pytest.raises(FileNotFoundError, match="downloading it failed .*does not match"): load_dataset("breastmnist", data_dir=tmp_path / "new")
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["breastmnist_64.npz"]
+
+
+def test_mnist_download(serve, tmp_path, monkeypatch):
+    MNIST = pytest.importorskip("torchvision").datasets.MNIST
+    def idx(a): return bytes([0, 0, 8, a.ndim]) + np.array(a.shape, ">i4").tobytes() + a.tobytes()
+    data = {"train-images": grey(30, 28), "train-labels": (np.arange(30) % 10).astype(np.uint8), "t10k-images": grey(10, 28), "t10k-labels": np.arange(10, dtype=np.uint8)}
+    resources = []
+    for key, a in data.items():
+        raw = gzip.compress(idx(a))
+        (tmp_path / f"{key}.gz").write_bytes(raw)
+        resources.append((f"{key}.gz", hashlib.md5(raw).hexdigest()))
+    monkeypatch.setattr(MNIST, "mirrors", [serve(tmp_path) + "nothing/here/", serve(tmp_path)])  # the first mirror is broken
+    monkeypatch.setattr(MNIST, "resources", resources)
+    with pytest.warns(UserWarning, match="not the official MNIST"): s = load_dataset("mnist", data_dir=tmp_path / "new")
+    assert np.array_equal(s.train.images[..., 0], data["train-images"]) and np.array_equal(s.test.labels, data["t10k-labels"]) and s.val is None
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["mnist.npz"]
+    (tmp_path / "t10k-labels.gz").unlink()
+    with pytest.raises(FileNotFoundError, match="mnist.npz is not there, and downloading it failed"): load_dataset("mnist", data_dir=tmp_path / "other")
+    assert not list((tmp_path / "other").iterdir())
+
+
+# ---- the rest
+
+def test_importing_is_light():
+    code = "import medstrat.data.named, sys; print([m for m in ('torch', 'torchvision', 'sklearn', 'matplotlib', 'medmnist', 'pooch', 'scipy') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(images.__file__).parents[2], env={**os.environ})
+    assert out.stdout.strip() == "[]", out.stdout + out.stderr
+
+
+REAL = os.environ.get("MEDSTRAT_DATA")
+
+
+@pytest.mark.skipif(not REAL or not (Path(REAL) / "mnist.npz").is_file(), reason="needs mnist.npz in MEDSTRAT_DATA")
+def test_the_real_mnist():
+    s = load_dataset("mnist", data_dir=REAL)
+    assert [len(s.train), len(s.test)] == [60000, 10000] and s.val is None
+    assert np.bincount(s.test.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
