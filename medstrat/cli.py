@@ -15,10 +15,11 @@ import typer
 app = typer.Typer(help="Deep generative clustering of medical images.", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
                   pretty_exceptions_enable=False)
 
-# %% ../nbs/10_cli.ipynb #a59d9f3e
+# %% ../nbs/10_cli.ipynb #d0729291
 def notebook_path(name: str = "07_experiments") -> Path:
     "The experiment notebook: the installed package's copy, or the checkout's original."
-    here = Path(__file__).parent
+    import medstrat
+    here = Path(medstrat.__file__).parent
     for path in (here / "_notebooks" / f"{name}.ipynb", here.parent / "nbs" / f"{name}.ipynb"):
         if path.exists(): return path
     raise FileNotFoundError(f"the notebook {name}.ipynb is neither in {here / '_notebooks'} nor in {here.parent / 'nbs'}. Install medstrat again.")

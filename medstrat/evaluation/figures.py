@@ -56,7 +56,7 @@ def _unit(images, what="images"):
     if not (x.dtype.kind == "f" and x.min() >= -1e-3 and x.max() <= 1 + 1e-3): raise ValueError(f"{what} are {x.dtype} from {x.min():g} to {x.max():g}; uint8 or floats in [0, 1] are needed (np.clip them if the decoder has no sigmoid)")
     return np.clip(x, 0, 1)
 
-# %% ../../nbs/04_evaluation/02_figures.ipynb #ddd18af5
+# %% ../../nbs/04_evaluation/02_figures.ipynb #3020ac23
 def _mosaic(ax, images, n_columns, header=0):
     "Draw images (N, H, W[, 3]) in rows of `n_columns`, with `header` white pixels above each; returns their corners (N, 2) and the gap."
     n, h, w = images.shape[:3]
@@ -64,8 +64,7 @@ def _mosaic(ax, images, n_columns, header=0):
     corner = np.stack([np.arange(n) % n_columns * (w + gap), np.arange(n) // n_columns * (h + gap + header) + header], axis=1)
     canvas = np.ones((corner[-1, 1] + h, min(n, n_columns) * (w + gap) - gap, *images.shape[3:]))
     for (x, y), image in zip(corner, images, strict=True): canvas[y:y + h, x:x + w] = image
-    ax.imshow(canvas, cmap="gray", vmin=0, vmax=1)
-    ax.set_axis_off()
+    ax.imshow(canvas, cmap="gray", vmin=0, vmax=1); ax.set_axis_off()
     return corner - .5, gap
 
 # %% ../../nbs/04_evaluation/02_figures.ipynb #045d9ed3
@@ -84,7 +83,7 @@ def plot_reconstructions(
     for y, name in zip(corner[[0, -1], 1], ("original", "reconstruction"), strict=True): ax.text(-gap, y + a.shape[1] / 2, name, ha="right", va="center")
     return fig
 
-# %% ../../nbs/04_evaluation/02_figures.ipynb #de4d15be
+# %% ../../nbs/04_evaluation/02_figures.ipynb #aeec6986
 @_figure
 def plot_prototypes(
     images:np.ndarray, # (K, H, W), (K, H, W, 1) or (K, H, W, 3) decoded prototypes, uint8 or float in [0, 1]
@@ -100,7 +99,7 @@ def plot_prototypes(
     n_columns = -(-len(x) // -(-len(x) // 10)) # at most ten, and rows of equal length
     cell, (_, h, w) = min(1.3, WIDTH / n_columns), x.shape[:3]
     titles = [f"{k}" if sizes is None else f"{k}: dead" if dead[k] else f"{k}: n={sizes[k]:,}" for k in range(len(x))]
-    if names is not None: titles = [f"{t}\n{name[:13]}{'…' * (len(name) > 13)}" for t, name in zip(titles, _names(range(len(x)), names), strict=True)]
+    if names is not None: titles = [f"{t}\n{name[:12]}{'…' * (len(name) > 12)}" for t, name in zip(titles, _names(range(len(x)), names), strict=True)]
     header = int(np.ceil((.2 if names is None else .34) / cell * w * 1.06))
     fig, ax = plt.subplots(figsize=(cell * n_columns, cell * (h + header) / w * -(-len(x) // n_columns)))
     corner, _ = _mosaic(ax, np.where(dead.reshape(-1, *[1] * (x.ndim - 1)), .3 * x + .7, x)[order], n_columns, header)
@@ -109,7 +108,7 @@ def plot_prototypes(
         if dead[k]: ax.plot([left, left + w, np.nan, left, left + w], [top, top + h, np.nan, top + h, top], color="#d55e00", linewidth=1.5)
     return fig
 
-# %% ../../nbs/04_evaluation/02_figures.ipynb #985d7034
+# %% ../../nbs/04_evaluation/02_figures.ipynb #ace5a5cf
 def embed_2d(
     embedding:np.ndarray, # (N, d) points, e.g. posterior means
     prototypes:np.ndarray=None, # (K, d) prototypes or centres, placed on the same map
@@ -120,14 +119,13 @@ def embed_2d(
 ) -> tuple: # xy (n, 2), index (n,) of the drawn images, prototypes_xy (K, 2) or None
     "A reproducible t-SNE map of at most `max_points` images, prototypes included; ValueError for input that is no finite matrix."
     from openTSNE import TSNE
-    from sklearn.decomposition import PCA
     z, q = np.asarray(embedding, dtype=np.float64), None if prototypes is None else np.asarray(prototypes, dtype=np.float64)
     if z.ndim != 2 or len(z) == 0 or (q is not None and q.shape != (len(q), z.shape[1])):
         raise ValueError(f"embedding has shape {z.shape}, prototypes {np.shape(prototypes)}; (N, d) with N ≥ 1 and (K, d), the same number of columns, are needed")
     index = np.sort(np.random.default_rng(seed).permutation(len(z))[:max_points])
     points = z[index] if q is None else np.concatenate([z[index], q])
     if not np.isfinite(points).all(): raise ValueError("embedding or prototypes have NaN or infinite values; the encoder has diverged")
-    if len(points) < 5: xy = np.pad(PCA().fit_transform(points) if len(points) > 1 else points * 0, ((0, 0), (0, 2)))[:, :2]
+    if len(points) < 5 or not np.ptp(points, axis=0).any(): xy = np.pad((c := points - points.mean(0)) @ np.linalg.svd(c, full_matrices=False)[2].T, ((0, 0), (0, 2)))[:, :2] # PCA
     else: xy = np.array(TSNE(perplexity=min(perplexity, (len(points) - 1) / 3), metric=metric, neighbors="exact", n_jobs=1, random_state=seed).fit(points))
     return xy[:len(index)], index, None if q is None else xy[len(index):]
 
@@ -142,7 +140,7 @@ def _spread(xy, distance, obstacles, steps=300):
             xy = xy + (delta / length[..., None] * np.clip(apart - length, 0, None)[..., None]).sum(1) / 2
     return xy
 
-# %% ../../nbs/04_evaluation/02_figures.ipynb #d4535636
+# %% ../../nbs/04_evaluation/02_figures.ipynb #aedcdc0a
 def _number_clusters(ax, xy, clusters, prototypes_xy):
     "Print each cluster's number at its prototype, or at the median of its points, legibly."
     from matplotlib.patheffects import withStroke
@@ -150,12 +148,12 @@ def _number_clusters(ax, xy, clusters, prototypes_xy):
     at = np.array([np.median(xy[clusters == k], axis=0) for k in found]) if prototypes_xy is None else np.asarray(prototypes_xy)
     if prototypes_xy is not None: ax.scatter(*at.T, s=16, marker="D", color="black", edgecolor="white", linewidth=.6, zorder=3)
     span = np.ptp(np.concatenate([xy, at]), axis=0).max() or 1
-    labels = _spread(at + (0, 0), .05 * span, at[:0]) if prototypes_xy is None else _spread(at + (0, .03 * span), .05 * span, at)
+    labels = _spread(at + (0, 0), .06 * span, at[:0]) if prototypes_xy is None else _spread(at + (0, .03 * span), .06 * span, at)
     for k, start, end in zip(found, at, labels, strict=True):
         ax.plot(*np.stack([start, end]).T, color="black", linewidth=.5, zorder=3)
         ax.text(*end, str(k), ha="center", va="center", fontsize=8, fontweight="bold", zorder=4, path_effects=[withStroke(linewidth=2.5, foreground="white")])
 
-# %% ../../nbs/04_evaluation/02_figures.ipynb #7f9a4f6c
+# %% ../../nbs/04_evaluation/02_figures.ipynb #ba45c23e
 @_figure
 def plot_embedding(
     xy:np.ndarray, # (n, 2) map, from `embed_2d`
@@ -174,12 +172,11 @@ def plot_embedding(
     right.scatter(*xy.T, color=cluster_colors(clusters.max() + 1)[clusters], alpha=.7, **dots)
     _number_clusters(right, xy, clusters, prototypes_xy)
     for ax, title in ((left, "true labels"), (right, "clusters" if prototypes_xy is None else "clusters and prototypes (◆)")):
-        ax.set(title=title, aspect="equal")
-        ax.set_axis_off()
+        ax.set(title=title, aspect="equal"); ax.set_axis_off()
     left.legend(loc="upper center", bbox_to_anchor=(.5, -.02), ncols=min(5, len(found)), markerscale=(36 / dots["s"]) ** .5, handletextpad=.1, columnspacing=1)
     return fig
 
-# %% ../../nbs/04_evaluation/02_figures.ipynb #6abd60c7
+# %% ../../nbs/04_evaluation/02_figures.ipynb #09fd1a9c
 @_figure
 def plot_history(
     history:pd.DataFrame, # a row an epoch: phase, epoch, loss, further terms, val_ terms; lr and seconds are skipped
@@ -188,8 +185,7 @@ def plot_history(
     if not {"phase", "loss"} <= set(history) or len(history) == 0: raise ValueError(f"a history needs the columns `phase` and `loss` and at least one row; this one has {len(history)} rows and the columns {list(history.columns)}")
     numeric = history.select_dtypes("number").columns.drop(["phase", "epoch", "lr", "seconds"], errors="ignore")
     terms = list(dict.fromkeys(["loss", *(c.removeprefix("val_") for c in numeric)]))
-    phase = history["phase"].astype(str).to_numpy()
-    starts = np.flatnonzero(np.r_[True, phase[1:] != phase[:-1]])
+    starts = np.flatnonzero(np.r_[True, (phase := history["phase"].astype(str).to_numpy())[1:] != phase[:-1]])
     n_columns, epoch = min(3, len(terms)), np.arange(1, len(history) + 1)
     fig, axes = plt.subplots(-(-len(terms) // n_columns), n_columns, figsize=(max(WIDTH / 3 * n_columns, 4.5), .4 + 2.1 * -(-len(terms) // n_columns)), squeeze=False)
     for ax, term in zip(axes.flat, terms, strict=False):
@@ -197,8 +193,7 @@ def plot_history(
             ax.axvspan(a + .5, b + .5, color=str(.95 - .1 * (i % 3)), linewidth=0, label=f"phase: {phase[a]}" if len(starts) > 1 else None)
         for column, name, color in ((term, "training", "#0173b2"), (f"val_{term}", "validation", "#de8f05")):
             if column in history: ax.plot(epoch, history[column].to_numpy(), color=color, label=name, marker="o" if len(epoch) < 20 else None, markersize=3)
-        ax.set(title=term, xlabel="epoch", xlim=(.5, len(epoch) + .5))
-        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        ax.set(title=term, xlabel="epoch", xlim=(.5, len(epoch) + .5)); ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     for ax in axes.flat[len(terms):]: ax.set_visible(False)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return fig
@@ -212,7 +207,7 @@ def _shares(clusters, values, top=None):
     sizes = counts.sum(axis=1).sort_values(ascending=False, kind="stable")[:top]
     return counts.loc[sizes.index].div(sizes, axis=0), sizes
 
-# %% ../../nbs/04_evaluation/02_figures.ipynb #98e1350f
+# %% ../../nbs/04_evaluation/02_figures.ipynb #acf5c543
 @_figure
 def plot_composition(
     clusters:np.ndarray, # (N,) cluster of each image
@@ -224,8 +219,7 @@ def plot_composition(
     shares, sizes = _shares(clusters, values, top)
     x, width = np.arange(len(sizes)), max(4.5, min(WIDTH, 1.5 + .4 * len(sizes)))
     fig, (above, below) = plt.subplots(2, 1, figsize=(width, 4), sharex=True, height_ratios=(1, 3))
-    above.bar(x, sizes, color=".6", width=.85)
-    above.set_ylabel("images")
+    above.bar(x, sizes, color=".6", width=.85); above.set_ylabel("images")
     for share, end, name, color in zip(shares.to_numpy().T, shares.cumsum(axis=1).to_numpy().T, _names(shares.columns, classes), cluster_colors(shares.shape[1]), strict=True):
         below.bar(x, share, bottom=end - share, color=color, width=.85, label=name)
     below.set_xticks(x, sizes.index, fontsize=8 if len(x) <= 40 else 6, rotation=0 if len(x) <= 40 else 90)

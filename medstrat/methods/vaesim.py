@@ -19,7 +19,7 @@ from ..training.phases import Phase
 from ..training.presets import Count, Epochs, NonNegative, Positive, Share, Value, register
 from ..vae import VAE, kl_normal, reparameterise
 
-# %% ../../nbs/05_methods/01_vaesim.ipynb #f0528a1f
+# %% ../../nbs/05_methods/01_vaesim.ipynb #b5d3d594
 @register
 @dataclass(kw_only=True, repr=False, eq=False)
 class VAESim(PrototypesMixin, VAE):
@@ -28,6 +28,7 @@ class VAESim(PrototypesMixin, VAE):
     tau_schedule: Literal["linear", "warm", "constant"] | None = None     # course of the temperature
     tau_start: Positive | None = None      # temperature at the beginning (linear)
     tau_end: Positive | None = None        # temperature from the middle of the training on
+    condition_on: Literal["sample", "mean"] | None = None                 # what is compared with the prototypes: the drawn z, or its mean
     init: Literal["batch", "noise"] | None = None                         # first prototypes: embeddings of images, or of noise
     assignment: Literal["multinomial", "argmax"] | None = None            # how an image chooses its prototype for the update
     update: Literal["batch", "set"] | None = None                         # move after each batch, or once an epoch with all images
@@ -53,21 +54,21 @@ def _logits(self: VAESim, net, z, c=None):
     "Decode embeddings together with their assignments: x̂ = d(z, c)."
     return net.decoder(torch.cat([z, net.bank(z) if c is None else c], 1))
 
-# %% ../../nbs/05_methods/01_vaesim.ipynb #09c36a0c
+# %% ../../nbs/05_methods/01_vaesim.ipynb #54752edd
 @patch
 def _loss(self: VAESim, net, batch, at):
     s = self.settings_
     if net.training: net.bank.tau.fill_(temperature(s.tau_schedule, at.progress, s.tau_start, s.tau_end))
     mu, logvar = self._posterior(net, batch["x"])
     z = reparameterise(mu, logvar)
-    c = net.bank(z)
+    c = net.bank(z if s.condition_on == "sample" else mu)
     reconstruction = self._reconstruction(net, self._logits(net, z, c), batch["x"])
     kl = kl_normal(mu, logvar, s.prior_std).mean()
     terms = dict(loss=reconstruction + self._beta(at) * kl, reconstruction=reconstruction, kl=kl)
     if s.orthogonality:
         terms["orthogonality"] = orthogonality(z, c)
         terms["loss"] = terms["loss"] + s.orthogonality * terms["orthogonality"]
-    return dict(terms, z=z.detach(), c=c.detach())
+    return dict(terms, z=(z if s.condition_on == "sample" else mu).detach(), c=c.detach())
 
 # %% ../../nbs/05_methods/01_vaesim.ipynb #de9b5f17
 @patch
@@ -133,11 +134,11 @@ def sample(
     raise ValueError(f"only {sum(map(len, kept))} of {200 * 4096} draws from the prior fell into cluster {cluster} with a similarity of at least "
                      f"{min_similarity}; the largest was {best:.3g}. Lower min_similarity, or choose a larger cluster.")
 
-# %% ../../nbs/05_methods/01_vaesim.ipynb #5aacbad4
+# %% ../../nbs/05_methods/01_vaesim.ipynb #90a06ba9
 VAESim.presets = dict(
     paper={"*": dict(
         latent_dim=Value(32, "§4"), batch_size=Value(2048, "§4"), similarity=Value("cosine", "§3"), tau_schedule=Value("linear", "Algorithm 1"),
-        tau_start=Value(1.0, "Algorithm 1"), tau_end=Value(0.01, "Algorithm 1"), init=Value("batch", "§3.2"),
+        tau_start=Value(1.0, "Algorithm 1"), tau_end=Value(0.01, "Algorithm 1"), init=Value("batch", "§3.2"), condition_on=Value("sample", "Algorithm 1"),
         assignment=Value("multinomial", "Algorithm 2"), update=Value("batch", "Algorithm 2"), batch_weight=Value(0.95, "Algorithm 2: 0.95 on the batch's mean"),
         orthogonality=Value(0.0, "§3: optional"), norm=Value("batch", "appendix"), activation=Value("relu", "appendix"), encoder_activation=Value(None, "appendix: ReLU as well"),
         likelihood=Value("squared", "§3.1"), prior_std=Value(1.0, "§3.1"), kl_warmup=Value(0.0, "not mentioned"))},
