@@ -15,7 +15,16 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from medstrat.evaluation.metrics import Encoded, StatisticalMapping, bootstrap_interval, evaluate, knn_predict, one_to_one, paper_probe_predict, probe_predict
+from medstrat.evaluation.metrics import (
+    Encoded,
+    StatisticalMapping,
+    bootstrap_interval,
+    evaluate,
+    knn_predict,
+    one_to_one,
+    paper_probe_predict,
+    probe_predict,
+)
 
 
 def embeddings():

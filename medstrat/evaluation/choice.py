@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# %% ../../nbs/04_evaluation/01_choice.ipynb #0af2d7b1
+# %% ../../nbs/04_evaluation/01_choice.ipynb #1b95bded
 def inertia_curve(
     embedding:np.ndarray, # (N, d) points
     candidates:Iterable[int], # numbers of clusters, each ≤ N
@@ -21,8 +21,7 @@ def inertia_curve(
     "Sum of squared distances to the nearest of K centres, for each K."
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
-    with threadpool_limits(1): # many short parallel regions: on busy cores two threads were 20 times slower than one
-        return np.array([KMeans(k, n_init=n_init, random_state=random_state).fit(embedding).inertia_ for k in candidates])
+    with threadpool_limits(1): return np.array([KMeans(k, n_init=n_init, random_state=random_state).fit(embedding).inertia_ for k in candidates])
 
 # %% ../../nbs/04_evaluation/01_choice.ipynb #b1836c3d
 def find_elbow(
@@ -53,7 +52,7 @@ def _plot_choice(choice):
     plt.close(fig)
     return fig
 
-# %% ../../nbs/04_evaluation/01_choice.ipynb #ca06be3f
+# %% ../../nbs/04_evaluation/01_choice.ipynb #97fb44e7
 @dataclass(frozen=True, eq=False)
 class Choice:
     "A chosen number of clusters and the curve it was read off."
@@ -61,7 +60,6 @@ class Choice:
     candidates:np.ndarray # the numbers that were tried, increasing
     inertia:np.ndarray # sum of squared distances to the nearest centre, for each candidate
     n_points:int # points the curve was computed on
-
     def plot(self): # matplotlib Figure
         "The curve with the elbow marked."
         return _plot_choice(self)

@@ -153,7 +153,7 @@ def _number_clusters(ax, xy, clusters, prototypes_xy):
         ax.plot(*np.stack([start, end]).T, color="black", linewidth=.5, zorder=3)
         ax.text(*end, str(k), ha="center", va="center", fontsize=8, fontweight="bold", zorder=4, path_effects=[withStroke(linewidth=2.5, foreground="white")])
 
-# %% ../../nbs/04_evaluation/02_figures.ipynb #ba45c23e
+# %% ../../nbs/04_evaluation/02_figures.ipynb #2b937e04
 @_figure
 def plot_embedding(
     xy:np.ndarray, # (n, 2) map, from `embed_2d`
@@ -165,7 +165,7 @@ def plot_embedding(
     "The pair of VAESim's Figs 4 and 6: true labels | clusters with prototypes on top, numbered; ValueError where lengths differ."
     xy, labels, clusters = map(np.asarray, (xy, labels, clusters))
     if not len(xy) == len(labels) == len(clusters): raise ValueError(f"{len(xy)} points, {len(labels)} labels, {len(clusters)} clusters; take labels[index] and clusters[index] with the index from embed_2d")
-    fig, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, .8 + np.clip(4.3 * np.divide(*(np.ptp(xy, axis=0)[::-1] + 1e-9)), 2, 5)))
+    fig, (left, right) = plt.subplots(1, 2, sharex=True, sharey=True, figsize=(WIDTH, .8 + np.clip(4.3 * np.divide(*(np.ptp(xy, axis=0)[::-1] + 1e-9)), 2, 5)))
     found, code = np.unique(labels, return_inverse=True)
     dots = dict(s=max(3, min(20, 15_000 / len(xy))), linewidth=0)
     for c, name in enumerate(_names(found, classes)): left.scatter(*xy[code == c].T, color=cluster_colors(len(found))[c], label=name, **dots)

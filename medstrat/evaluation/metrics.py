@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-# %% ../../nbs/04_evaluation/00_metrics.ipynb #4619fe77
+# %% ../../nbs/04_evaluation/00_metrics.ipynb #e13b0178
 def _embedding(values):
     "`values` as a finite, contiguous float32 matrix (N, d) with N, d > 0, or a ValueError that says why not."
     z = np.asarray(values)
@@ -21,6 +21,8 @@ def _embedding(values):
     bad = np.flatnonzero(~np.isfinite(z).all(1))
     if len(bad): raise ValueError(f"embedding has NaN or infinite values in {len(bad)} of {len(z)} rows (first: row {bad[0]}); the encoder has diverged")
     return z
+
+# %% ../../nbs/04_evaluation/00_metrics.ipynb #896ad065
 def _codes(name, values, n):
     "`values` as an int64 vector (n,) of codes ≥ 0, or a ValueError that says why not."
     c = np.asarray(values)
@@ -29,7 +31,7 @@ def _codes(name, values, n):
     if c.min() < 0: raise ValueError(f"{name} contains {c.min()}; codes count from 0 (leave images without a label out)")
     return c.astype(np.int64)
 
-# %% ../../nbs/04_evaluation/00_metrics.ipynb #deae9cd7
+# %% ../../nbs/04_evaluation/00_metrics.ipynb #21f2eda4
 @dataclass(frozen=True, eq=False)
 class Encoded:
     "One split after encoding: where each image lies, its cluster and its label; raises ValueError where they do not fit together."
@@ -42,7 +44,7 @@ class Encoded:
         object.__setattr__(self, "embedding", z)
     def __len__(self): return len(self.embedding)
 
-# %% ../../nbs/04_evaluation/00_metrics.ipynb #da93e335
+# %% ../../nbs/04_evaluation/00_metrics.ipynb #e8d0b6f7
 def join(
     a:Encoded, # first split
     b:Encoded, # second split, of the same embedding dimension
@@ -51,12 +53,12 @@ def join(
     if a.embedding.shape[1] != b.embedding.shape[1]: raise ValueError(f"cannot join embeddings of {a.embedding.shape[1]} and {b.embedding.shape[1]} dimensions: they come from different encoders")
     return Encoded(*(np.concatenate([getattr(a, f), getattr(b, f)]) for f in ("embedding", "clusters", "labels")))
 
-# %% ../../nbs/04_evaluation/00_metrics.ipynb #87f2d33b
+# %% ../../nbs/04_evaluation/00_metrics.ipynb #29a1f73c
 def _counts(clusters, labels, n_clusters, classes):
     "(K, C) counts n_kc: how many images of each of the sorted `classes` lie in each cluster."
     return np.bincount(clusters * len(classes) + np.searchsorted(classes, labels), minlength=n_clusters * len(classes)).reshape(n_clusters, len(classes))
 
-# %% ../../nbs/04_evaluation/00_metrics.ipynb #3aef33da
+# %% ../../nbs/04_evaluation/00_metrics.ipynb #2c3015fe
 class StatisticalMapping:
     "Each cluster → its most frequent training label (VAESim, section 3.3); ties → the smallest label; empty clusters → the overall majority."
     def fit(self,
@@ -77,7 +79,7 @@ class StatisticalMapping:
         if len(clusters) and np.max(clusters) >= len(self.cluster_labels_): raise ValueError(f"cluster {np.max(clusters)} does not exist: the mapping was fitted with n_clusters={len(self.cluster_labels_)}")
         return self.cluster_labels_[clusters]
 
-# %% ../../nbs/04_evaluation/00_metrics.ipynb #d34514fe
+# %% ../../nbs/04_evaluation/00_metrics.ipynb #b5606626
 def knn_predict(
     train:Encoded, # the split the neighbours come from
     embedding:np.ndarray, # (M, d) images to label
@@ -129,7 +131,7 @@ def _train_linear(x, y, n_classes, *, epochs=200, lr=3e-4, batch_size=128, seed=
                 adam.step()
     return layer
 
-# %% ../../nbs/04_evaluation/00_metrics.ipynb #c9849945
+# %% ../../nbs/04_evaluation/00_metrics.ipynb #e594a75b
 def paper_probe_predict(
     train:Encoded, # the split the probe learns from
     embedding:np.ndarray, # (M, d) images to label
@@ -146,7 +148,7 @@ def paper_probe_predict(
     with torch.no_grad(): logits = layer(torch.as_tensor(embedding, dtype=torch.float32))
     return classes[logits.numpy().argmax(1)]
 
-# %% ../../nbs/04_evaluation/00_metrics.ipynb #13880515
+# %% ../../nbs/04_evaluation/00_metrics.ipynb #a1df691a
 def one_to_one(
     clusters:np.ndarray, # (N,) clusters, any codes
     labels:np.ndarray, # (N,) labels ≥ 0, any codes
@@ -160,7 +162,7 @@ def one_to_one(
     match[row] = classes[column]
     return match[k]
 
-# %% ../../nbs/04_evaluation/00_metrics.ipynb #103119b3
+# %% ../../nbs/04_evaluation/00_metrics.ipynb #ce446b3d
 def classification_scores(
     labels:np.ndarray, # (N,) true labels
     predicted:np.ndarray, # (N,) predicted labels; -1 (no label) counts as wrong
@@ -170,7 +172,7 @@ def classification_scores(
     precision, recall, _, _ = precision_recall_fscore_support(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)
     return dict(accuracy=float(np.mean(labels == predicted)), balanced_accuracy=float(recall), precision=float(precision), recall=float(recall))
 
-# %% ../../nbs/04_evaluation/00_metrics.ipynb #7827dcab
+# %% ../../nbs/04_evaluation/00_metrics.ipynb #7b22e49b
 def bootstrap_interval(
     correct:np.ndarray, # (N,) which predictions were right
     n_boot:int=1000, # resamples
@@ -181,7 +183,7 @@ def bootstrap_interval(
     accuracies = np.random.default_rng(seed).binomial(len(correct), np.mean(correct), n_boot) / len(correct)
     return tuple(np.quantile(accuracies, [.025, .975]).tolist())
 
-# %% ../../nbs/04_evaluation/00_metrics.ipynb #6c6de393
+# %% ../../nbs/04_evaluation/00_metrics.ipynb #a818234c
 def _scored(encoded, on):
     "The split named by `on`, checked against the training split."
     allowed = ("test", "val", "val+test")
@@ -194,7 +196,7 @@ def _scored(encoded, on):
         if z.shape[1] != train.shape[1]: raise ValueError(f"{name} has {z.shape[1]} dimensions, train {train.shape[1]}: they come from different encoders")
     return join(*parts.values()) if len(parts) > 1 else parts[on]
 
-# %% ../../nbs/04_evaluation/00_metrics.ipynb #20d51fa4
+# %% ../../nbs/04_evaluation/00_metrics.ipynb #f647b015
 ROWS = {"stat": "statistical mapping (many-to-one)", "knn": "kNN", "probe": "probe (converged)", "paper_probe": "paper's probe", "one_to_one": "one-to-one (Hungarian)"}
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
@@ -217,7 +219,7 @@ class Evaluation:
     def __repr__(self): return f"{self.table().to_string()}\n{self.summary()}"
     def _repr_html_(self): return f"{self.table().to_html()}<p>{self.summary()}</p>"
 
-# %% ../../nbs/04_evaluation/00_metrics.ipynb #97bb0ca1
+# %% ../../nbs/04_evaluation/00_metrics.ipynb #873102e1
 def evaluate(
     encoded:dict[str, Encoded], # "train", "test" and, if there is one, "val"
     *,
@@ -231,8 +233,7 @@ def evaluate(
     "Fit mapping, neighbours and probes on `encoded['train']`, score the split `on`; ValueError where the splits do not fit together."
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
     scored, train = _scored(encoded, on), encoded["train"]
-    for name, part in (("train", train), (on, scored)):
-        if part.clusters.max() >= n_clusters: raise ValueError(f"{name} has a cluster {part.clusters.max()}, but n_clusters={n_clusters}: clusters count from 0 to {n_clusters - 1}")
+    if (last := max(train.clusters.max(), scored.clusters.max())) >= n_clusters: raise ValueError(f"there is a cluster {last}, but n_clusters={n_clusters}: clusters count from 0 to n_clusters - 1")
     mapping = StatisticalMapping().fit(train.clusters, train.labels, n_clusters)
     predictions = {"stat": mapping.predict(scored.clusters),
                    "knn": knn_predict(train, scored.embedding, k),

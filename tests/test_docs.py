@@ -1,0 +1,87 @@
+"""The book as a whole: notebooks and package agree, the sidebar is complete, links resolve, everything converts."""
+import json
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+root = Path(__file__).parent.parent
+notebooks = sorted(p for p in (root / "nbs").rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in p.relative_to(root).parts))
+names = [p.relative_to(root / "nbs").as_posix() for p in notebooks]
+bin = Path(sys.executable).parent
+
+
+def sidebar():
+    def walk(items):
+        for item in items:
+            if isinstance(item, str): yield item
+            else: yield from walk(item["contents"])
+    return list(walk(yaml.safe_load((root / "_quarto.yml").read_text())["website"]["sidebar"]["contents"]))
+
+
+def test_sidebar_lists_every_notebook_once(): assert sorted(sidebar()) == names
+
+
+def test_export_and_clean_change_nothing(tmp_path):
+    copy = tmp_path / "repo"
+    shutil.copytree(root, copy, symlinks=True, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "results", "build", "*.egg-info", "__pycache__"))
+    for command in ("nbdev_export", "nbdev_clean"): subprocess.run([bin / command], cwd=copy, check=True, capture_output=True)
+    for folder, pattern in (("medstrat", "*.py"), ("nbs", "*.ipynb")):
+        before = {p.relative_to(root): p.read_text() for p in (root / folder).rglob(pattern) if ".ipynb_checkpoints" not in p.parts}
+        after = {p.relative_to(copy): p.read_text() for p in (copy / folder).rglob(pattern)}
+        assert sorted(before) == sorted(after)
+        changed = [str(p) for p in before if before[p] != after[p]]
+        assert not changed, f"run nbdev_export and nbdev_clean: {changed}"
+
+
+def test_readme_is_generated(): assert runpy.run_path(str(root / ".ci" / "readme"))["readme"]() == (root / "README.md").read_text()
+
+
+def test_readme_images_and_links_exist():
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", (root / "README.md").read_text()): assert (root / target).exists(), target
+
+
+@pytest.mark.parametrize("name", names)
+def test_links_resolve(name):
+    path = root / "nbs" / name
+    for cell in nbformat.read(path, 4).cells:
+        if cell.cell_type != "markdown": continue
+        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", cell.source): assert (path.parent / target).exists(), f"{name}: {target}"
+
+
+@pytest.mark.parametrize("name", names)
+def test_converts_with_pandoc(name):
+    pypandoc = pytest.importorskip("pypandoc")
+    html = pypandoc.convert_file(str(root / "nbs" / name), "html", format="ipynb")
+    assert len(html) > 1000
+
+
+@pytest.mark.parametrize("name", names)
+def test_style(name):
+    cells = nbformat.read(root / "nbs" / name, 4).cells
+    assert len(cells) <= 70
+    for i, cell in enumerate(cells):
+        if cell.cell_type != "code": continue
+        lines = [line for line in cell.source.splitlines() if line.strip() and not line.startswith("#|")]
+        if re.search(r"^#\|\s*exports?\b", cell.source, re.M):
+            assert len(lines) <= 40, f"cell {i} exports {len(lines)} lines"
+            assert not re.search(r"^from \S+ import \*", cell.source, re.M), f"cell {i}: star import"
+        assert not any(o.output_type == "error" for o in cell.outputs), f"cell {i} stores an error"
+
+
+def test_nothing_speaks_of_one_machine():
+    "No absolute paths of a developer's machine in what is committed."
+    pattern = re.compile(r"(?<![\w.])/(work|root|home|opt|tmp|Users)/\w")
+    for path in [*notebooks, *(root / "medstrat").rglob("*.py"), *(root / "results").rglob("*.json"), root / "README.md"]:
+        text = path.read_text()
+        if path.suffix == ".ipynb":
+            cells = json.loads(text)["cells"]
+            text = "\n".join("".join(c["source"]) + "".join("".join(o.get("text", [])) + "".join(o.get("data", {}).get("text/plain", [])) for o in c.get("outputs", [])) for c in cells)
+        found = pattern.search(text)
+        assert not found, f"{path.relative_to(root)}: {text[max(found.start() - 40, 0):found.end() + 40]}"
