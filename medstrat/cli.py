@@ -31,10 +31,12 @@ def parse_parameters(pairs: list) -> dict:
     if wrong: raise ValueError(f"cannot read the parameter {wrong[0]!r}; write -p name=value, for example -p latent_dim=16.")
     return {k.strip(): yaml.safe_load(v) for k, _, v in (p.partition("=") for p in pairs)}
 
-# %% ../nbs/10_cli.ipynb #df70dc7d
+# %% ../nbs/10_cli.ipynb #9f4b61bf
 def execute(parameters: dict, folder: Path) -> Path:
     "Run the experiment notebook with papermill; the executed copy goes into the run's folder."
+    import logging
     import papermill
+    logging.getLogger("papermill").setLevel(logging.ERROR)   # it warns of hyper-parameters; the notebook checks them itself
     folder.parent.mkdir(parents=True, exist_ok=True)
     report = folder.with_name(f".{folder.name}.ipynb")
     papermill.execute_notebook(str(notebook_path()), str(report), parameters=dict(parameters, folder=str(folder)), kernel_name="python3",

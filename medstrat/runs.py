@@ -6,8 +6,11 @@
 __all__ = ['PROTOCOL', 'SCORES', 'Request', 'run_name', 'free_folder', 'Run', 'start_run', 'describe_run', 'finish', 'read_runs',
            'compare']
 
-# %% ../nbs/06_runs.ipynb #2b565d10
-import json, os, platform, time
+# %% ../nbs/06_runs.ipynb #a102c8b7
+import json
+import os
+import platform
+import time
 from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path

@@ -136,7 +136,7 @@ def reparameterise(mu, logvar):
     "A draw from N(mu, exp(logvar)) through which gradients flow."
     return mu + (0.5 * logvar).exp() * torch.randn_like(mu)
 
-# %% ../nbs/02_vae.ipynb #f4bb230e
+# %% ../nbs/02_vae.ipynb #91143430
 @dataclass(kw_only=True, repr=False, eq=False)
 class Autoencoder(DeepClusterer):
     "An autoencoder (no clusters of its own): the base of the methods with an encoder and a decoder."
@@ -156,7 +156,8 @@ Autoencoder.name = "autoencoder"
 Autoencoder.presets = dict(ours={"*": dict(
     network=Value("conv", "images"), channels=Value((32, 64, 128), "three blocks, as in VAESim and CDVaDE"),
     hidden=Value((500, 500, 2000), "DEC, VaDE"), latent_dim=Value(32, "VAESim §4"), norm=Value("batch", "VAESim, appendix"),
-    activation=Value("relu", "VAESim, appendix"), likelihood=Value("squared", "VAESim §3.1"))})
+    activation=Value("relu", "VAESim, appendix"), likelihood=Value("squared", "VAESim §3.1"),
+    lr_schedule=Value("cosine", "lets the weights come to rest"))})
 
 # %% ../nbs/02_vae.ipynb #f7173513
 @patch

@@ -6,14 +6,19 @@
 __all__ = ['NonFiniteLoss', 'PhaseModule', 'check_finite', 'History', 'copy_weights', 'Keeper', 'Bar', 'AfterEpoch', 'Saver',
            'orderly_interrupt', 'quiet_lightning', 'run_phase']
 
-# %% ../../nbs/01_training/02_loop.ipynb #661676e2
-import logging, os, signal, threading, time, warnings
+# %% ../../nbs/01_training/02_loop.ipynb #b0ec6ce4
+import logging
+import os
+import signal
+import threading
+import time
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .phases import Moment, Phase, mix_seed, to_network, train_loader
 

@@ -6,8 +6,9 @@
 __all__ = ['Count', 'Epochs', 'Positive', 'NonNegative', 'Share', 'CHAINS', 'match_name', 'check_value', 'Value', 'lookup',
            'resolve', 'register', 'get_method', 'list_methods']
 
-# %% ../../nbs/01_training/00_presets.ipynb #f3739a9f
-import importlib, pkgutil
+# %% ../../nbs/01_training/00_presets.ipynb #f9265a56
+import importlib
+import pkgutil
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal, get_args, get_type_hints

@@ -1,0 +1,58 @@
+"What the tests share: tiny images, tiny networks, and a way to stop a training in the middle."
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from medstrat.training.presets import get_method, list_methods
+
+METHODS = [m.name for m in list_methods()]
+DEEP = [m for m in METHODS if m not in ("pixels + k-means", "PCA + k-means")]   # those which train by gradient
+
+
+def images(n=60, side=16, seed=0, channels=1, width=None):
+    "Two kinds of stripes with noise, (n, side, width, channels) uint8: something to cluster"
+    rng = np.random.default_rng(seed)
+    h, w = side, width or side
+    kind = np.arange(n) % 2
+    rows, cols = np.indices((h, w))
+    stripes = np.where(kind[:, None, None], rows // 2 % 2, cols // 2 % 2) * 150
+    x = stripes[..., None] + rng.integers(0, 100, (n, h, w, channels))
+    return x.astype(np.uint8)
+
+
+def tiny(method="VAESim", **changes):
+    "An unfitted estimator that trains in a fraction of a second"
+    cls = get_method(method)
+    small = dict(n_clusters=3, image_size=16, epochs=2, batch_size=20, channels=(4, 8), hidden=(16,), latent_dim=4,
+                 random_state=0, accelerator="cpu", precision="32-true", verbose=False)
+    known = cls.__dataclass_fields__
+    return cls(**{k: v for k, v in (small | changes).items() if k in known or k in changes})
+
+
+def interrupt(after):
+    "A callback that presses Ctrl-C after so many batches"
+    import pytorch_lightning as pl    # here, because the processes that import this file do not all need it
+    class Interrupt(pl.Callback):
+        seen = 0
+        def on_train_batch_end(self, *args):
+            self.seen += 1
+            if self.seen == after: os.kill(os.getpid(), signal.SIGINT)
+    return Interrupt()
+
+
+def same_weights(a, b):
+    "Are all parameters and buffers bit for bit the same?"
+    a, b = a.module_.state_dict(), b.module_.state_dict()
+    return a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)
+
+
+@pytest.fixture
+def X(): return images()
+
+
+@pytest.fixture(scope="session")
+def fitted():
+    "One fitted estimator of each method; tests must not change them"
+    return {m: tiny(m).fit(images()) for m in METHODS}
