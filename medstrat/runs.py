@@ -153,9 +153,10 @@ def finish(run: Run) -> Path:
     run.partial.rename(run.folder)
     return run.folder
 
-# %% ../nbs/06_runs.ipynb #3a8a30fc
+# %% ../nbs/06_runs.ipynb #06dea1c1
 def read_runs(
     folder="runs",  # searched with its sub-folders
+    settings=(),    # names of hyper-parameters to add as columns
 ) -> pd.DataFrame:  # one row a finished run
     "All finished runs below a folder."
     rows = []
@@ -164,7 +165,8 @@ def read_runs(
         r = json.loads(path.read_text())
         changed = ", ".join(f"{k}={v}" for k, v in sorted(r["parameters"].items()) if k != "verbose")
         facts = {k: r[k] for k in ("model", "dataset", "preset", "seed", "protocol", "epochs", "interrupted")}
-        rows.append(dict(facts, parameters=changed, seconds=r["seconds"]["fit"], folder=str(path.parent), **r["metrics"]))
+        chosen = {k: r["settings"].get(k) for k in settings}
+        rows.append(dict(facts, parameters=changed, seconds=r["seconds"]["fit"], folder=str(path.parent), **chosen, **r["metrics"]))
     return pd.DataFrame(rows)
 
 SCORES = ("stat_accuracy", "knn_accuracy", "probe_accuracy", "stat_balanced_accuracy", "nmi", "ari", "active_clusters", "majority_rate")
@@ -178,6 +180,6 @@ def compare(
     "Mean ± standard deviation over seeds; a single seed has no deviation."
     if runs.empty: raise ValueError("there are no finished runs here. Make some with `medstrat run`, or look into another folder.")
     if runs.protocol.nunique() > 1: raise ValueError(f"these runs follow different protocols {sorted(runs.protocol.unique())}; compare like with like.")
-    groups = runs.groupby(list(by), sort=False)
+    groups = runs.groupby(list(by), sort=False, dropna=False)
     cell = lambda x: f"{x.mean():.{digits}f}" + (f" ± {x.std(ddof=1):.{digits}f}" if len(x) > 1 else "")
     return groups[list(scores)].agg(cell).assign(seeds=groups.size())
