@@ -33,7 +33,7 @@ def tiny(method="VAESim", **changes):
 
 def interrupt(after):
     "A callback that presses Ctrl-C after so many batches"
-    import pytorch_lightning as pl    # here, because the processes that import this file do not all need it
+    import pytorch_lightning as pl  # here, because the processes that import this file do not all need it
     class Interrupt(pl.Callback):
         seen = 0
         def on_train_batch_end(self, *args):

@@ -9,6 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from medstrat import (
+    ConvDecoder,
+    Encoder,
+    conv_body,
+    halved_sides,
+    kl_normal,
+    mlp_body,
+    mlp_decoder,
+    reconstruction_loss,
+    reparameterise,
+)
 from medstrat.prototypes import (
     PrototypeBank,
     batch_sums,
@@ -20,17 +31,6 @@ from medstrat.prototypes import (
     temperature,
 )
 from medstrat.training.estimator import DeepClusterer
-from medstrat.vae import (
-    ConvDecoder,
-    Encoder,
-    conv_body,
-    halved_sides,
-    kl_normal,
-    mlp_body,
-    mlp_decoder,
-    reconstruction_loss,
-    reparameterise,
-)
 
 few = settings(max_examples=25, deadline=None)
 sizes = st.integers(8, 64)

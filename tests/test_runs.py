@@ -1,0 +1,382 @@
+"Runs: the folder, the papermill notebook, the command – and that nothing half done is ever taken for a run."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import images
+from typer.testing import CliRunner
+
+import medstrat
+from medstrat import cli, runs
+from medstrat.methods.vaesim import VAESim
+from medstrat.runs import Request, compare, finish, free_folder, read_runs, run_name, start_run
+from medstrat.training.presets import resolve
+from medstrat.training.saving import load_model
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "nbs" / "07_experiments.ipynb"
+SMALL = dict(n_clusters=3, image_size=16, epochs=1, batch_size=20, channels=[4, 8], latent_dim=4, verbose=False)
+ENV = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+
+
+@pytest.fixture(scope="module")
+def stripes(tmp_path_factory):
+    "A small set in an .npz file: two kinds of stripes, in three splits"
+    path = tmp_path_factory.mktemp("data") / "stripes.npz"
+    np.savez(path, **{f"{s}_{k}": v for i, (s, n) in enumerate(dict(train=60, val=20, test=30).items())
+                      for k, v in dict(images=images(n, seed=i)[..., 0], labels=(np.arange(n) % 2)[:, None]).items()})
+    return str(path)
+
+
+def python(*code, **kw):
+    return subprocess.run([sys.executable, "-c", *code], capture_output=True, text=True, timeout=300, env=ENV, **kw)
+
+
+@pytest.fixture(scope="module")
+def done(stripes, tmp_path_factory):
+    "Two finished runs of one method and one of another"
+    out = tmp_path_factory.mktemp("runs")
+    small = {k: v for k, v in SMALL.items() if k not in ("channels", "epochs", "batch_size")}
+    for seed in (0, 1): finish(start_run("VAEsim", stripes, seed, out=out, **SMALL))
+    finish(start_run("pca_kmeans", stripes, 0, out=out, **small))
+    return out
+
+
+# ---- requests
+
+@pytest.mark.parametrize("request_, says", [
+    (dict(model="vaesin"), "unknown model 'vaesin'.*Did you mean 'VAESim'"),
+    (dict(preset="bset"), "unknown preset 'bset'.*Did you mean 'best'"),
+    (dict(parameters=dict(latent_dimm=4)), "unknown parameter of VAESim 'latent_dimm'.*Did you mean 'latent_dim'"),
+    (dict(parameters=dict(latent_dim="four")), "latent_dim='four'"),
+    (dict(parameters=dict(lr=-1)), "lr=-1"),
+    (dict(parameters=dict(similarity="cosin")), "Did you mean 'cosine'"),
+    (dict(parameters=dict(random_state=3)), "unknown parameter.*random_state"),
+    (dict(model="kmeans", parameters=dict(latent_dim=3)), "unknown parameter of pixels"),
+    (dict(seed="three"), "seed='three'"), (dict(seed=1.5), "seed=1.5"), (dict(seed=True), "seed=True"), (dict(seed=-1), "seed=-1"),
+    (dict(on="tset"), "tset.*test"), (dict(on=""), "test"),
+    (dict(dataset="digitz"), "digitz.*digits"),
+], ids=str)
+def test_everything_is_checked_before_anything_is_trained(request_, says, tmp_path, monkeypatch):
+    monkeypatch.setattr(VAESim, "fit", lambda *a, **k: pytest.fail("trained"))
+    words = dict(dict(dataset="digits", out=tmp_path / "runs"), **{k: v for k, v in request_.items() if k != "parameters"}, **request_.get("parameters", {}))
+    with pytest.raises(ValueError, match=says): start_run(**words)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_split_that_the_set_lacks_is_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(VAESim, "fit", lambda *a, **k: pytest.fail("trained"))
+    path = tmp_path / "two.npz"
+    np.savez(path, **{f"{s}_{k}": v for s in ("train", "test") for k, v in dict(images=images(30)[..., 0], labels=np.arange(30) % 2).items()})
+    with pytest.raises(ValueError, match="val"): start_run(dataset=str(path), on="val", out=tmp_path / "runs", **SMALL)
+
+
+def test_names_of_folders(tmp_path):
+    name = lambda **kw: run_name(r := Request(**kw), r.estimator())
+    assert name() == "vaesim-digits-best-seed0"
+    assert name(model="VAE_KMEANS", dataset="/some/where/Heart.npz", seed=3, preset="Paper", on="val+test", parameters=dict(latent_dim=16, channels=(4, 8))) \
+        == "vae-k-means-heart-paper-seed3-on-val+test-channels=48-latent_dim=16"
+    assert name(parameters=dict(verbose=False)) == name()
+    assert "/" not in name(parameters=dict(checkpoint_dir="../a/b")) and not name(parameters=dict(checkpoint_dir="../a/b")).startswith(".")
+    assert free_folder(tmp_path, "a") == tmp_path / "a"
+    (tmp_path / "a").mkdir(); (tmp_path / "a-2").mkdir()
+    assert free_folder(tmp_path, "a") == tmp_path / "a-3"
+
+
+# ---- the folder
+
+def test_what_a_run_leaves(done):
+    assert sorted(p.name for p in done.iterdir()) == sorted(p.name for p in done.iterdir() if not p.name.startswith("."))
+    folder, = done.glob("vaesim-*-seed1-*")
+    assert {p.name for p in folder.iterdir()} == {"run.json", "model.safetensors", "history.csv", "assignments.csv"}
+    r = json.loads((folder / "run.json").read_text())
+    assert (r["model"], r["dataset"], r["preset"], r["seed"], r["epochs"], r["interrupted"]) == ("VAESim", "stripes", "best", 1, 1, False)
+    assert r["images"] == dict(train=60, val=20, test=30) and r["settings"]["latent_dim"] == 4 and r["provenance"]["latent_dim"] == "given"
+    assert set(r["settings"]) == set(r["provenance"]) and r["versions"]["torch"] and set(r["seconds"]) == {"load", "fit", "embed", "evaluate"}
+    rows = pd.read_csv(folder / "assignments.csv")
+    assert rows.groupby("split").size().to_dict() == r["images"]
+    model = load_model(folder / "model.safetensors")
+    assert (model.predict(images(30, seed=2)) == rows[rows.split == "test"].cluster).all()
+    assert (rows[rows.split == "test"].label == np.arange(30) % 2).all()
+    m = r["metrics"]
+    assert m["n_scored"] == 30 and m["scored_on"] == "test" and m["majority_rate"] == 0.5 and 0 <= m["nmi"] <= 1
+
+
+def test_scores_belong_to_the_assignments(done):
+    "The statistical accuracy can be computed again from assignments.csv"
+    for folder in done.iterdir():
+        rows, m = pd.read_csv(folder / "assignments.csv"), json.loads((folder / "run.json").read_text())["metrics"]
+        train, test = rows[rows.split == "train"], rows[rows.split == "test"]
+        label = {k: g.label.mode()[0] for k, g in train.groupby("cluster")}
+        predicted = [label.get(c, train.label.mode()[0]) for c in test.cluster]
+        assert np.mean(predicted == test.label) == pytest.approx(m["stat_accuracy"])
+
+
+def test_the_same_run_twice_is_the_same(done, stripes, tmp_path):
+    again = finish(start_run("vaesim", stripes, 1, out=tmp_path, **SMALL))
+    first, = done.glob("vaesim-*-seed1-*")
+    a, b = (json.loads((f / "run.json").read_text()) for f in (first, again))
+    assert a["metrics"] == b["metrics"] and (first / "assignments.csv").read_text() == (again / "assignments.csv").read_text()
+    assert first.name == again.name
+
+
+def test_a_run_never_overwrites(done, stripes, tmp_path):
+    folder, = done.glob("vaesim-*-seed0-*")
+    before = (folder / "run.json").read_bytes()
+    with pytest.raises(FileExistsError, match="never overwrites"): start_run("vaesim", stripes, folder=folder, **SMALL)
+    assert (folder / "run.json").read_bytes() == before
+    second = free_folder(done, folder.name)
+    assert second.name == folder.name + "-2"
+
+
+def test_parameters_are_recorded_under_their_own_names(stripes, tmp_path):
+    run = start_run("vaesim", stripes, out=tmp_path, **{**{k: v for k, v in SMALL.items() if k != "latent_dim"}, "LatentDim": 4})
+    assert "latent_dim" in run.record["parameters"], "spelled otherwise, the same run would stand in two rows of the table"
+    assert "latent_dim=4" in run.folder.name
+
+
+def test_tables(done):
+    table = read_runs(done)
+    assert len(table) == 3 and set(table.model) == {"VAESim", "PCA + k-means"} and {"stat_accuracy", "nmi", "seconds", "folder", "parameters"} <= set(table)
+    c = compare(table)
+    one = table[table.model == "VAESim"].stat_accuracy
+    row = c.xs("VAESim", level="model").iloc[0]
+    assert row.stat_accuracy == f"{one.mean():.3f} ± {np.std(one, ddof=1):.3f}" and row.seeds == 2
+    single = c.xs("PCA + k-means", level="model").iloc[0]
+    assert "±" not in single.stat_accuracy and single.seeds == 1
+    with pytest.raises(ValueError, match="no finished runs"): compare(read_runs(done / "nothing"))
+    with pytest.raises(ValueError, match="different protocols"): compare(table.assign(protocol=[1, 1, 2]))
+
+
+# ---- a run that is killed
+
+KILLED = """
+import os, signal, sys, json
+import pytorch_lightning as pl
+from medstrat import runs
+when, dataset, out, small = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
+die = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
+class Die(pl.Callback):
+    def on_train_batch_end(self, *a): die()
+options = dict(callbacks=[Die()]) if when == "fit" else None
+run = runs.start_run("vaesim", dataset, 0, out=out, **small, trainer_options=options)
+if when == "finish":
+    import pathlib
+    pathlib.Path.rename = die
+    runs.finish(run)
+"""
+
+
+@pytest.mark.parametrize("when", ["fit", "finish"])
+def test_a_killed_run_is_no_run(when, stripes, tmp_path):
+    died = python(KILLED, when, stripes, str(tmp_path), json.dumps(SMALL))
+    assert died.returncode == -signal.SIGKILL, died.stderr[-2000:]
+    assert read_runs(tmp_path).empty and not [p for p in tmp_path.iterdir() if not p.name.startswith(".")]
+    for partial in tmp_path.glob(".*.partial"): (partial / "stale.png").write_bytes(b"old")     # a figure that the next run will not make
+    folder = finish(start_run("vaesim", stripes, 0, out=tmp_path, **SMALL, trainer_options=None))     # the same name again
+    assert len(read_runs(tmp_path)) == 1 and {p.name for p in folder.iterdir()} == {"run.json", "model.safetensors", "history.csv", "assignments.csv"}
+
+
+def test_a_failed_run_is_no_run(stripes, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "evaluate", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError): start_run("vaesim", stripes, out=tmp_path, **SMALL)
+    assert read_runs(tmp_path).empty
+
+
+def test_an_interrupted_run_says_so(stripes, tmp_path):
+    from conftest import interrupt
+    with pytest.warns(UserWarning, match="interrupted"):
+        run = start_run("vaesim", stripes, out=tmp_path, **{**SMALL, "epochs": 9}, trainer_options=dict(callbacks=[interrupt(2)]))
+    finish(run)
+    table = read_runs(tmp_path)
+    assert table.interrupted.tolist() == [True] and table.epochs.tolist() == [1]
+
+
+# ---- the notebook
+
+def _papermill(where, **parameters):
+    import papermill
+    report = where / "report.ipynb"
+    papermill.execute_notebook(str(NOTEBOOK), str(report), parameters=parameters, kernel_name="python3", progress_bar=False, cwd=str(where))
+    return json.loads(report.read_text())
+
+
+@pytest.fixture(scope="module")
+def papermilled(stripes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("papermill")
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = ENV["PYTHONPATH"]
+    try: yield out, _papermill(out, model="VAE-Sim", dataset=stripes, seed=3, preset="paper", out="here", **SMALL)
+    finally: os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+
+
+def test_the_notebook_makes_a_run(papermilled):
+    out, _ = papermilled
+    folder, = (out / "here").iterdir()
+    assert {"run.json", "model.safetensors", "history.csv", "assignments.csv"} <= {p.name for p in folder.iterdir()}
+    assert len(list(folder.glob("*.png"))) >= 4
+    r = json.loads((folder / "run.json").read_text())
+    assert (r["model"], r["seed"], r["preset"]) == ("VAESim", 3, "paper") and r["settings"]["channels"] == [4, 8]
+    assert r["provenance"]["similarity"].startswith("paper")
+
+
+def test_the_notebook_reads_like_a_report(papermilled):
+    _, nb = papermilled
+    outputs = [o for c in nb["cells"] if c["cell_type"] == "code" for o in c["outputs"]]
+    pictures = [o for o in outputs if "image/png" in o.get("data", {})]
+    tables = [o for o in outputs if "text/html" in o.get("data", {})]
+    errors = [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
+    assert len(pictures) >= 4 and len(tables) >= 3 and not errors, [o.get("text") for o in errors]
+    text = "".join("".join(o.get("text", "")) for o in outputs)
+    assert "VAESim on stripes, seed 3" in text and "NMI" in text
+
+
+def test_the_notebook_in_gray_and_colour_without_decoder(tmp_path, papermilled):
+    path = tmp_path / "rgb.npz"
+    np.savez(path, **{f"{s}_{k}": v for s, n in dict(train=40, test=30).items() for k, v in dict(images=images(n, channels=3), labels=np.arange(n) % 3).items()})
+    _papermill(tmp_path, model="kmeans", dataset=str(path), out="here", n_clusters=2)
+    assert len(read_runs(tmp_path / "here")) == 1
+
+
+@pytest.mark.parametrize("wrong, says", [(dict(latent_dimm=4), "Did you mean 'latent_dim'"), (dict(model="vaesin"), "Did you mean 'VAESim'")], ids=str)
+def test_the_notebook_refuses_what_it_does_not_know(wrong, says, stripes, tmp_path, papermilled):
+    from papermill.exceptions import PapermillExecutionError
+    with pytest.raises(PapermillExecutionError) as e: _papermill(tmp_path, **dict(dict(dataset=stripes, out="here", **SMALL), **wrong))
+    assert e.value.ename == "ValueError" and says in e.value.evalue
+    assert not (tmp_path / "here").exists()
+
+
+# ---- the command
+
+def command(*words, cwd=None): return python("from medstrat.cli import main; main()", *words, cwd=cwd)
+
+
+def test_the_command_runs(stripes, tmp_path):
+    words = [w for k, v in SMALL.items() for w in ("-p", f"{k}={json.dumps(v)}")]
+    got = command("run", "vae+kmeans", "--dataset", stripes, "--seed", "2", "--out", "mine", *words, cwd=tmp_path)
+    assert got.returncode == 0, got.stderr[-3000:]
+    folder, = (tmp_path / "mine").iterdir()
+    assert (folder / "report.ipynb").exists() and json.loads((folder / "run.json").read_text())["seed"] == 2
+    assert "majority rate 0.500" in got.stdout and str(folder) in got.stdout and len(got.stdout.splitlines()) <= 3
+    assert "Traceback" not in got.stderr and "Warning" not in got.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("words, says", [
+    (["run", "vaesin"], "Did you mean 'VAESim'"),
+    (["run", "vaesim", "-p", "latent_dimm=4"], "Did you mean 'latent_dim'"),
+    (["run", "vaesim", "-p", "latent_dim"], "write -p name=value"),
+    (["run", "vaesim", "-p", "lr=[1"], "lr"),
+    (["run", "vaesim", "-p", "lr=fast"], "lr='fast'"),
+    (["run", "vaesim", "-p", "seed=3"], "seed"),
+    (["run", "vaesim", "--preset", "bset"], "Did you mean 'best'"),
+    (["run", "vaesim", "--on", "tset"], "tset"),
+    (["run", "vaesim", "--seed", "-1"], "seed"),
+    (["run", "vaesim", "--dataset", "digitz"], "digits"),
+    (["run", "vaesim", "--dataset", "nowhere.npz"], "nowhere"),
+    (["table", "nothing-here"], "no finished runs"),
+], ids=lambda w: " ".join(w) if isinstance(w, list) else None)
+def test_errors_are_one_line(words, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["medstrat", *words])
+    monkeypatch.setattr(cli, "execute", lambda parameters, folder: start_run(**{**parameters, "folder": folder}))    # the notebook's call, without a kernel
+    monkeypatch.setattr(VAESim, "fit", lambda *a, **k: pytest.fail("trained"))
+    with pytest.raises(SystemExit) as e: cli.main()
+    got = capsys.readouterr()
+    assert e.value.code == 1 and not got.out
+    assert len(got.err.splitlines()) == 1 and got.err.startswith("medstrat: ") and says in got.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_in_a_real_process(tmp_path):
+    got = command("run", "vaesim", "-p", "latent_dimm=4", cwd=tmp_path)
+    assert got.returncode == 1 and len(got.stderr.splitlines()) == 1 and "Did you mean 'latent_dim'" in got.stderr and not list(tmp_path.iterdir())
+
+
+def test_an_error_inside_the_notebook_is_one_line_too(tmp_path):
+    bad = tmp_path / "bad.npz"
+    bad.write_bytes(b"this is no zip file")
+    got = command("run", "vaesim", "--dataset", str(bad), "--out", "mine", cwd=tmp_path)
+    assert got.returncode == 1 and "medstrat: ValueError: " in got.stderr and "bad.npz" in got.stderr and "Traceback" not in got.stderr and not got.stdout
+    left = [p.name for p in (tmp_path / "mine").glob("*")]
+    assert (len(got.stderr.splitlines()), left) == (1, []), got.stderr     # one line, and nothing of the failed run
+
+
+def test_usage_errors_end_with_two():
+    run = CliRunner().invoke
+    assert run(cli.app, ["runn"]).exit_code == 2 and run(cli.app, ["run", "--sead", "1"]).exit_code == 2 and run(cli.app, ["run", "--seed", "x"]).exit_code == 2
+    assert run(cli.app, []).exit_code in (0, 2) and "run" in run(cli.app, ["--help"]).output
+
+
+def test_lists():
+    run = CliRunner().invoke
+    got = run(cli.app, ["models"])
+    assert got.exit_code == 0 and all(name in got.output for name in ("VAESim", "VAE + k-means", "PCA + k-means")) and "VAESim(" not in got.output
+    got = run(cli.app, ["datasets"])
+    assert got.exit_code == 0 and "digits" in got.output and "pneumoniamnist" in got.output
+
+
+def test_table(done):
+    got = CliRunner().invoke(cli.app, ["table", str(done)])
+    assert got.exit_code == 0 and "VAESim" in got.output and "±" in got.output and "seeds" in got.output
+
+
+def test_values_are_read_as_yaml():
+    assert cli.parse_parameters(["latent_dim=16", "channels=[8, 16]", "lr=1e-3", "lr_schedule=cosine", "patience=null", "a=b=c", " x = 1"]) \
+        == dict(latent_dim=16, channels=[8, 16], lr="1e-3", lr_schedule="cosine", patience=None, a="b=c", x=1)
+    assert resolve(Request("vaesim", parameters=cli.parse_parameters(["lr=1e-3"])).estimator())[0].lr == 0.001      # YAML 1.1 calls this text; the check makes it a number
+
+
+def test_ctrl_c_ends_the_command_in_order(stripes, tmp_path):
+    "What has been learned is kept, as the estimator promises, or nothing is; in both cases without a traceback"
+    more = {**SMALL, "epochs": 100000, "checkpoint_dir": str(tmp_path / "checkpoints")}
+    words = [w for k, v in more.items() for w in ("-p", f"{k}={json.dumps(v)}")]
+    process = subprocess.Popen([sys.executable, "-c", "from medstrat.cli import main; main()", "run", "--dataset", stripes, "--out", "mine", *words],
+                               cwd=tmp_path, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        limit = time.monotonic() + 100
+        while not (tmp_path / "checkpoints" / "last.ckpt").exists() and process.poll() is None and time.monotonic() < limit: time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)       # as the terminal does: to all processes of the group
+        out, err = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None: os.killpg(process.pid, signal.SIGKILL)
+    assert "Traceback" not in err, err[-1500:]
+    table = read_runs(tmp_path / "mine")
+    assert table.empty or table.interrupted.tolist() == [True]
+
+
+# ---- imports
+
+def loaded(code, *names):
+    got = python(f"import sys\n{code}\nprint(*[m for m in {names!r} if m in sys.modules])")
+    assert got.returncode == 0, got.stderr[-2000:]
+    return got.stdout.splitlines()[-1].split()
+
+
+def test_import_is_light():
+    assert loaded("import medstrat; dir(medstrat); medstrat.__version__", "torch", "pytorch_lightning", "numpy", "pandas", "sklearn") == []
+
+
+def test_help_is_light():
+    for words in (["--help"], ["run", "--help"]):
+        code = f"sys.argv = ['medstrat', *{words!r}]\nfrom medstrat.cli import main\ntry: main()\nexcept SystemExit: pass"
+        assert loaded(code, "torch", "pytorch_lightning", "sklearn", "pandas", "papermill", "matplotlib") == []
+
+
+def test_importing_a_method_is_light():
+    assert loaded("from medstrat import VAESim; VAESim(lr=1)", "pytorch_lightning", "lightning", "medmnist", "matplotlib.pyplot", "openTSNE", "papermill", "kneed") == []
+
+
+def test_names_of_the_package():
+    assert medstrat.VAESim is VAESim and "VAESim" in dir(medstrat) and "load_dataset" in dir(medstrat)
+    for name in dir(medstrat): assert getattr(medstrat, name) is not None, name
+    with pytest.raises(AttributeError, match="no attribute 'VAESimm'"): _ = medstrat.VAESimm
+    with pytest.raises(ImportError): exec("from medstrat import VAESimm")
+    assert not hasattr(medstrat, "_labels")
