@@ -90,7 +90,7 @@ def main():
                 else:
                     inner, whole = through_fit(case, images, a.precision, 3)
                     fits.append(inner); wholes.append(whole)
-        ratios = [f / b for f, b in zip(fits, bares)]
+        ratios = [f / b for f, b in zip(fits, bares, strict=True)]
         m = statistics.median
         print(f"{case}: {side}×{side}, batch {batch}, {networks}\n"
               f"  fit  {m(fits):8.0f} img/s  ({min(fits):.0f}…{max(fits):.0f}); with set-up and labels {m(wholes):.0f}\n"

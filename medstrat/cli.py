@@ -5,8 +5,10 @@
 # %% auto #0
 __all__ = ['app', 'notebook_path', 'parse_parameters', 'execute', 'run', 'models', 'datasets', 'table', 'main']
 
-# %% ../nbs/10_cli.ipynb #0db30f2b
+# %% ../nbs/10_cli.ipynb #d9877567
+import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +17,7 @@ import typer
 app = typer.Typer(help="Deep generative clustering of medical images.", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
                   pretty_exceptions_enable=False)
 
-# %% ../nbs/10_cli.ipynb #d0729291
+# %% ../nbs/10_cli.ipynb #63f2ed08
 def notebook_path(name: str = "07_experiments") -> Path:
     "The experiment notebook: the installed package's copy, or the checkout's original."
     import medstrat
@@ -29,20 +31,31 @@ def parse_parameters(pairs: list) -> dict:
     import yaml
     wrong = [p for p in pairs if "=" not in p]
     if wrong: raise ValueError(f"cannot read the parameter {wrong[0]!r}; write -p name=value, for example -p latent_dim=16.")
-    return {k.strip(): yaml.safe_load(v) for k, _, v in (p.partition("=") for p in pairs)}
+    try: return {k.strip(): yaml.safe_load(v) for k, _, v in (p.partition("=") for p in pairs)}
+    except yaml.YAMLError as e: raise ValueError(f"cannot read the value in {' '.join(pairs)!r}: {str(e).splitlines()[0]}.") from None
 
-# %% ../nbs/10_cli.ipynb #9f4b61bf
+# %% ../nbs/10_cli.ipynb #fcdbdc52
 def execute(parameters: dict, folder: Path) -> Path:
     "Run the experiment notebook with papermill; the executed copy goes into the run's folder."
     import logging
     import papermill
     logging.getLogger("papermill").setLevel(logging.ERROR)   # it warns of hyper-parameters; the notebook checks them itself
     folder.parent.mkdir(parents=True, exist_ok=True)
-    report = folder.with_name(f".{folder.name}.ipynb")
-    papermill.execute_notebook(str(notebook_path()), str(report), parameters=dict(parameters, folder=str(folder)), kernel_name="python3",
-                               progress_bar=False, stderr_file=sys.stderr, log_output=False)
+    report = folder.with_name(f"{folder.name}.unfinished.ipynb")
+    with _interrupt_the_kernel():
+        papermill.execute_notebook(str(notebook_path()), str(report), parameters=dict(parameters, folder=str(folder)), kernel_name="python3",
+                                   progress_bar=False, stderr_file=sys.stderr, log_output=False)
     report.rename(folder / "report.ipynb")
     return folder
+
+@contextmanager
+def _interrupt_the_kernel():
+    "Hand Ctrl-C on to the kernel: it ends the training in order, and the report is still written."
+    import psutil
+    forward = lambda *_: [child.send_signal(signal.SIGINT) for child in psutil.Process().children()]
+    previous = signal.signal(signal.SIGINT, forward)
+    try: yield
+    finally: signal.signal(signal.SIGINT, previous)
 
 # %% ../nbs/10_cli.ipynb #9aa224b9
 @app.command()
@@ -94,14 +107,14 @@ def table(folder: Annotated[Path, typer.Argument(help="Where to look for finishe
     from medstrat.runs import compare, read_runs
     typer.echo(compare(read_runs(folder)).to_string())
 
-# %% ../nbs/10_cli.ipynb #4d3d4026
+# %% ../nbs/10_cli.ipynb #970a233e
 def main():
     "The entry point: user errors become one line."
     try: app()
     except (ValueError, FileNotFoundError, FileExistsError, KeyError) as e: _fail(e.args[0] if e.args else e)
     except Exception as e:
         if type(e).__name__ != "PapermillExecutionError": raise
-        _fail(f"{e.ename}: {e.evalue}")
+        _fail(f"{e.ename}: {e.evalue} (the notebook so far: *.unfinished.ipynb where the run's folder would be)")
 
 def _fail(message):
     typer.echo(f"medstrat: {message}", err=True)

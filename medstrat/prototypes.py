@@ -6,12 +6,13 @@
 __all__ = ['similarity', 'soft_assign', 'temperature', 'draw_labels', 'batch_sums', 'move_prototypes', 'orthogonality',
            'PrototypeBank', 'PrototypesMixin']
 
-# %% ../nbs/03_prototypes.ipynb #4c02cd4e
+# %% ../nbs/03_prototypes.ipynb #796de242
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from fastcore.basics import patch
+from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from .training.estimator import DeepClusterer
@@ -95,7 +96,7 @@ def orthogonality(
     off = ~torch.eye(len(m), dtype=torch.bool, device=m.device)
     return cosines[off].square().mean() if len(m) > 1 else cosines.sum() * 0
 
-# %% ../nbs/03_prototypes.ipynb #e76df7e0
+# %% ../nbs/03_prototypes.ipynb #09801c9b
 class PrototypeBank(nn.Module):
     "K prototypes in d dimensions, kept outside the gradient."
     def __init__(self, n_clusters: int, dim: int, kind: str = "cosine"):
@@ -134,9 +135,10 @@ def reseed(self: PrototypeBank, z, after: int) -> int:
         self.Q[dead] = z[torch.randperm(len(z), device=z.device)[: len(dead)]].float()
         self.unused[dead] = 0
     _broadcast(self.Q)
+    _broadcast(self.unused)   # the first process's batch decided how many
     return len(dead)
 
-# %% ../nbs/03_prototypes.ipynb #5af187f2
+# %% ../nbs/03_prototypes.ipynb #c1a42e37
 class PrototypesMixin:
     "For estimators whose networks hold a `bank`: responsibilities, `cluster_centers_`, `prototypes()`."
     def _responsibilities(self, net, z): return net.bank(z)
@@ -144,6 +146,7 @@ class PrototypesMixin:
     @property
     def cluster_centers_(self) -> np.ndarray:
         "The prototypes in the latent space, (K,d)."
+        check_is_fitted(self, "module_")
         return self.module_.bank.Q.cpu().numpy()
 
     def prototypes(self) -> np.ndarray:

@@ -6,10 +6,11 @@
 __all__ = ['PROTOCOL', 'SCORES', 'Request', 'run_name', 'free_folder', 'Run', 'start_run', 'describe_run', 'finish', 'read_runs',
            'compare']
 
-# %% ../nbs/06_runs.ipynb #a102c8b7
+# %% ../nbs/06_runs.ipynb #9e0c2107
 import json
 import os
 import platform
+import tempfile
 import time
 from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -23,9 +24,10 @@ from .evaluation.metrics import Encoded, evaluate
 from .training.phases import pick_device, pick_precision
 from .training.presets import CHAINS, get_method, match_name, resolve
 
-# %% ../nbs/06_runs.ipynb #c85c0328
+# %% ../nbs/06_runs.ipynb #fcaa174c
 PROTOCOL = 1   # version of the evaluation protocol; runs of different versions are not put into one table
 _FIXED = ("preset", "random_state")  # set by the run's own words
+_SILENT = ("verbose", "num_workers", "accelerator", "trainer_options", "checkpoint_dir")  # change nothing in the result
 
 @dataclass
 class Request:
@@ -42,21 +44,23 @@ class Request:
         cls = get_method(self.model)
         allowed = [f.name for f in fields(cls) if f.name not in _FIXED]
         given = {match_name(k, allowed, f"parameter of {cls.name}"): v for k, v in self.parameters.items()}
-        model = cls(**given, preset=match_name(self.preset, list(CHAINS), "preset"), random_state=_whole(self.seed))
-        resolve(model)
+        self.preset, self.on = match_name(self.preset, list(CHAINS), "preset"), match_name(self.on, ["test", "val", "val+test"], "split to score (on)")
+        model = cls(**given, preset=self.preset, random_state=_whole(self.seed))
+        settings, _ = resolve(model)
+        self.parameters = {k: getattr(settings, k) for k in given if k not in _SILENT}   # the field's own names, values as they are used
         return model
 
 def _whole(seed):
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)): raise ValueError(f"seed={seed!r} must be a whole number.")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0: raise ValueError(f"seed={seed!r} must be a whole number ≥ 0.")
     return int(seed)
 
-# %% ../nbs/06_runs.ipynb #2b618625
+# %% ../nbs/06_runs.ipynb #8a6b46de
 def run_name(request: Request, estimator) -> str:
     "For example `vaesim-pneumoniamnist-best-seed0-latent_dim=16`."
     plain = lambda s: "".join(c for c in str(s).lower() if c.isalnum() or c in "._=+-")
     parts = [plain(estimator.name).replace("+", "-"), plain(Path(str(request.dataset)).stem), plain(estimator.preset), f"seed{request.seed}"]
     parts += [f"on-{plain(request.on)}"] if request.on != "test" else []
-    return "-".join(parts + [plain(f"{k}={v}") for k, v in sorted(request.parameters.items()) if k not in ("verbose",)])
+    return "-".join(parts + [plain(f"{k}={v}") for k, v in sorted(request.parameters.items())])
 
 def free_folder(out, name: str) -> Path:
     "`out/name`, or `out/name-2`, `out/name-3`, … when that exists."
@@ -64,7 +68,7 @@ def free_folder(out, name: str) -> Path:
     while folder.exists(): i += 1; folder = Path(out) / f"{name}-{i}"
     return folder
 
-# %% ../nbs/06_runs.ipynb #f7c68818
+# %% ../nbs/06_runs.ipynb #8bb30dc0
 @dataclass
 class Run:
     "A run in progress, or finished: its data, its estimator, its scores and its folder."
@@ -75,16 +79,14 @@ class Run:
     encoded: dict     # split → `Encoded`
     evaluation: object
     record: dict      # the content of run.json
-
-    @property
-    def partial(self) -> Path: return self.folder.with_name(f".{self.folder.name}.partial")
+    partial: Path     # where it is while the run is in progress; nobody else writes there
 
     def save_figure(self, figure, name: str):
         "Write a figure into the folder and return it."
         figure.savefig(self.partial / f"{name}.png", dpi=150, bbox_inches="tight")
         return figure
 
-# %% ../nbs/06_runs.ipynb #fbf34074
+# %% ../nbs/06_runs.ipynb #a7b606e0
 def start_run(
     model="vaesim", dataset="digits", seed=0, preset="best",
     on="test",       # scored split
@@ -99,11 +101,14 @@ def start_run(
     folder = free_folder(out, run_name(request, estimator)) if folder is None else Path(folder)
     if folder.exists(): raise FileExistsError(f"{str(folder)!r} exists; a run never overwrites another. Give another folder.")
     splits = load_dataset(dataset, data_dir=data_dir)
+    if "val" in request.on and splits.val is None: raise ValueError(f"on={on!r}, but {splits.name} has no validation split. Score on='test'.")
     clock("load")
     estimator.fit(splits.train, validation=splits.val)
     clock("fit")
-    run = Run(request, folder, splits, estimator, {}, None, {})
-    run.partial.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.parent))
+    partial.chmod(0o755)
+    run = Run(request, folder, splits, estimator, {}, None, {}, partial)
     estimator.save(run.partial / "model.safetensors")
     estimator.history_.to_csv(run.partial / "history.csv", index=False)
     return _score(run, clock)
@@ -153,7 +158,7 @@ def finish(run: Run) -> Path:
     run.partial.rename(run.folder)
     return run.folder
 
-# %% ../nbs/06_runs.ipynb #06dea1c1
+# %% ../nbs/06_runs.ipynb #c4d65fd7
 def read_runs(
     folder="runs",  # searched with its sub-folders
     settings=(),    # names of hyper-parameters to add as columns
@@ -163,7 +168,7 @@ def read_runs(
     for path in sorted(Path(folder).rglob("run.json")):
         if any(part.endswith(".partial") for part in path.parts): continue
         r = json.loads(path.read_text())
-        changed = ", ".join(f"{k}={v}" for k, v in sorted(r["parameters"].items()) if k != "verbose")
+        changed = ", ".join(f"{k}={v}" for k, v in sorted(r["parameters"].items()) if k not in _SILENT)
         facts = {k: r[k] for k in ("model", "dataset", "preset", "seed", "protocol", "epochs", "interrupted")}
         chosen = {k: r["settings"].get(k) for k in settings}
         rows.append(dict(facts, parameters=changed, seconds=r["seconds"]["fit"], folder=str(path.parent), **chosen, **r["metrics"]))

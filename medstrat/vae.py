@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOG_VARIANCE_RANGE', 'reconstruction_loss', 'kl_normal', 'reparameterise', 'Autoencoder', 'VAE']
 
-# %% ../nbs/02_vae.ipynb #99aa04db
+# %% ../nbs/02_vae.ipynb #75ca6bbc
 import copy
 import math
 from dataclasses import dataclass
@@ -15,12 +15,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from .networks import ConvDecoder, Encoder, conv_body, mlp_body, mlp_decoder
 from .training.estimator import DeepClusterer
 from .training.phases import Phase
-from .training.presets import Count, NonNegative, Positive, Value
+from .training.presets import Count, Counts, NonNegative, Positive, Value
 
 # %% ../nbs/02_vae.ipynb #6bf7975c
 def reconstruction_loss(
@@ -54,13 +55,13 @@ def reparameterise(mu, logvar):
     "A draw from N(mu, exp(logvar)) through which gradients flow."
     return mu + (0.5 * logvar).exp() * torch.randn_like(mu)
 
-# %% ../nbs/02_vae.ipynb #522173f6
+# %% ../nbs/02_vae.ipynb #90c2ce27
 @dataclass(kw_only=True, repr=False, eq=False)
 class Autoencoder(DeepClusterer):
     "An autoencoder (no clusters of its own): the base of the methods with an encoder and a decoder."
     network: Literal["conv", "mlp"] | None = None  # convolutions, or fully connected layers
-    channels: tuple[Count, ...] | None = None      # conv: channels of the blocks; each halves the side
-    hidden: tuple[Count, ...] | None = None        # mlp: widths of the hidden layers
+    channels: Counts | None = None      # conv: channels of the blocks; each halves the side
+    hidden: Counts | None = None        # mlp: widths of the hidden layers
     latent_dim: Count | None = None                # d, the length of an embedding
     norm: Literal["batch", "none"] | None = None   # normalisation in the blocks
     activation: Literal["relu", "leaky_relu", "gelu", "none"] | None = None
@@ -77,7 +78,7 @@ Autoencoder.presets = dict(ours={"*": dict(
     activation=Value("relu", "VAESim, appendix"), likelihood=Value("squared", "VAESim §3.1"),
     lr_schedule=Value("cosine", "lets the weights come to rest"))})
 
-# %% ../nbs/02_vae.ipynb #351a4e9a
+# %% ../nbs/02_vae.ipynb #13265109
 @patch
 def _heads(self: Autoencoder, s): return (s.latent_dim,)
 @patch
@@ -86,8 +87,10 @@ def _condition_dim(self: Autoencoder, s): return 0
 @patch
 def _build(self: Autoencoder, shape, s):
     "Encoder and decoder for images of `shape`."
-    net = nn.Module()
-    body = copy.deepcopy(s.encoder)
+    for name in ("encoder", "decoder"):
+        own = getattr(s, name)
+        if own is not None and not isinstance(own, nn.Module): raise ValueError(f"{name}={own!r} must be a torch.nn.Module, or None for the built-in one.")
+    net, body = nn.Module(), copy.deepcopy(s.encoder)
     if body is None:
         activation = s.encoder_activation or s.activation
         body = conv_body(shape, s.channels, s.norm, activation) if s.network == "conv" else mlp_body(shape, s.hidden, activation)
@@ -100,8 +103,10 @@ def _build(self: Autoencoder, shape, s):
     return net
 
 def _check_decoder(decoder, d, shape):
-    with torch.no_grad(): got = tuple(copy.deepcopy(decoder).eval()(torch.zeros(1, d)).shape[1:])
     need = (shape[2], *shape[:2])
+    try:
+        with torch.no_grad(): got = tuple(copy.deepcopy(decoder).eval()(torch.zeros(1, d)).shape[1:])
+    except RuntimeError as e: raise ValueError(f"the decoder must take vectors of {d} numbers (embedding and condition) and return images (C,H,W) = {need}, but: {e}") from None
     if got != need: raise ValueError(f"the decoder returns images of shape (C,H,W) = {got}, needed is {need}.")
 
 # %% ../nbs/02_vae.ipynb #956ca5f0
@@ -126,7 +131,7 @@ def _logits(self: Autoencoder, net, z): return net.decoder(z)
 @patch
 def _decode(self: Autoencoder, net, z): return self._logits(net, z).sigmoid()
 
-# %% ../nbs/02_vae.ipynb #766ccdfb
+# %% ../nbs/02_vae.ipynb #1f0f75f9
 @patch
 def _reconstruction(self: Autoencoder, net, logits, x):
     s = self.settings_
@@ -136,12 +141,12 @@ def _reconstruction(self: Autoencoder, net, logits, x):
 def _loss(self: Autoencoder, net, batch, at):
     z = net.encoder(batch["x"])[0]
     reconstruction = self._reconstruction(net, self._logits(net, z), batch["x"])
-    return dict(loss=reconstruction, reconstruction=reconstruction)
+    return dict(loss=reconstruction, reconstruction=reconstruction, z=z.detach())
 
 @patch
 def _phases(self: Autoencoder, s): return [Phase("train", s.epochs, self._loss, lr=s.lr, lr_factor=self._lr_factor(s))]
 
-# %% ../nbs/02_vae.ipynb #2ba7c4b3
+# %% ../nbs/02_vae.ipynb #3e11fe8e
 @dataclass(kw_only=True, repr=False, eq=False)
 class VAE(Autoencoder):
     "A variational autoencoder (no clusters of its own). Source: Kingma & Welling 2014; beta: Higgins et al. 2017."
@@ -171,9 +176,9 @@ def _loss(self: VAE, net, batch, at):
     mu, logvar = self._posterior(net, batch["x"])
     z = reparameterise(mu, logvar)
     reconstruction, kl = self._reconstruction(net, self._logits(net, z), batch["x"]), kl_normal(mu, logvar, self.settings_.prior_std).mean()
-    return dict(loss=reconstruction + self._beta(at) * kl, reconstruction=reconstruction, kl=kl)
+    return dict(loss=reconstruction + self._beta(at) * kl, reconstruction=reconstruction, kl=kl, z=mu.detach())
 
-# %% ../nbs/02_vae.ipynb #529a2ac4
+# %% ../nbs/02_vae.ipynb #8b5eb98f
 @patch
 def sample(
     self: VAE,
@@ -181,5 +186,6 @@ def sample(
     random_state=None,  # seed of the draw; None: the estimator's
 ) -> np.ndarray:        # (n,H,W,C) float32 in [0,1]
     "Draw new images from the prior."
+    check_is_fitted(self, "module_")
     rng = np.random.default_rng(self.random_state_ if random_state is None else random_state)
     return self.inverse_transform(self.settings_.prior_std * rng.standard_normal((n, self.settings_.latent_dim)))

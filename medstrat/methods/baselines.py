@@ -23,7 +23,7 @@ from ..training.phases import Phase
 from ..training.presets import Count, Value, register
 from ..vae import VAE, Autoencoder
 
-# %% ../../nbs/05_methods/00_baselines.ipynb #ce2d8eff
+# %% ../../nbs/05_methods/00_baselines.ipynb #07394a4e
 @dataclass(kw_only=True, repr=False, eq=False)
 class KMeansMixin(PrototypesMixin):
     "Adds k-means on the embeddings as the last phase of a `DeepClusterer`."
@@ -35,11 +35,15 @@ class KMeansMixin(PrototypesMixin):
     def _responsibilities(self, net, z):  # k-means is hard: all to the nearest
         return F.one_hot(net.bank(z).argmax(1), len(net.bank.Q)).float()
 
+    def _check_counts(self, n, s):
+        super()._check_counts(n, s)
+        if s.n_clusters == "elbow" and n < 20: raise ValueError(f"n_clusters='elbow' needs at least 20 images to see a knee, got {n}. Give a number.")
+
     def _kmeans(self, net, images):
         "Put the prototypes onto k-means centres of all embeddings."
         s, Z = self.settings_, self._embed(images)
         if s.n_clusters == "elbow":
-            self.choice_ = choose_n_clusters(Z, random_state=self.random_state_)
+            self.choice_ = choose_n_clusters(Z, candidates=range(2, min(41, len(Z)), 2), random_state=self.random_state_)
             self.n_clusters_ = self.choice_.n_clusters
         found = KMeans(self.n_clusters_, n_init=s.n_init, random_state=self.random_state_).fit(Z)
         net.bank = PrototypeBank(self.n_clusters_, Z.shape[1], "euclidean").to(net.bank.Q.device)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VAESim']
 
-# %% ../../nbs/05_methods/01_vaesim.ipynb #04549fa6
+# %% ../../nbs/05_methods/01_vaesim.ipynb #ae718cef
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from sklearn.cluster import KMeans
+from sklearn.utils.validation import check_is_fitted
 
 from ..prototypes import PrototypeBank, PrototypesMixin, orthogonality, similarity, temperature
 from ..training.phases import Phase
@@ -87,12 +88,12 @@ def _move(self: VAESim, net, out, at):
     net.bank.update(out["z"], out["c"], s.batch_weight, s.assignment)
     if s.reseed_after: net.bank.reseed(out["z"], s.reseed_after)
 
-# %% ../../nbs/05_methods/01_vaesim.ipynb #e15b7999
+# %% ../../nbs/05_methods/01_vaesim.ipynb #b9195d8b
 @patch
 def _move_with_all(self: VAESim, net, images, at):
     "At an epoch's end: k-means when its time has come, and the update over the whole set."
     s, now, previous = self.settings_, at.progress, at.progress - 1 / max(self.settings_.epochs, 1)
-    due = previous + 1e-9 < s.kmeans_at <= now + 1e-9 and s.kmeans_at < 1
+    due = previous + 1e-9 < max(s.kmeans_at, 1e-6) <= now + 1e-9 and s.kmeans_at < 1   # 0: after the first epoch
     if not due and s.update != "set": return
     Z = self._embed(images)
     if due:
@@ -109,7 +110,7 @@ def _phases(self: VAESim, s):
     return [Phase("train", s.epochs, self._loss, lr=s.lr, lr_factor=self._lr_factor(s), before=self._first_prototypes,
                   after_step=self._move, after_epoch=self._move_with_all)]
 
-# %% ../../nbs/05_methods/01_vaesim.ipynb #142a80f0
+# %% ../../nbs/05_methods/01_vaesim.ipynb #30efd8f2
 @patch
 def sample(
     self: VAESim,
@@ -119,9 +120,12 @@ def sample(
     random_state=None,     # seed of the draw; None: the estimator's
 ) -> np.ndarray:           # (n,H,W,C) float32 in [0,1]
     "Draw new images, from the prior or from one cluster. Source: VAESim §5."
-    if cluster is None: return super(VAESim, self).sample(n, random_state=random_state)
+    check_is_fitted(self, "module_")
+    if cluster is None:
+        if min_similarity is not None: raise ValueError("min_similarity needs a cluster=… to be similar to.")
+        return super(VAESim, self).sample(n, random_state=random_state)
     bank, s = self.module_.bank, self.settings_
-    if not 0 <= cluster < self.n_clusters_: raise ValueError(f"cluster={cluster} does not exist; there are clusters 0…{self.n_clusters_ - 1}.")
+    if not isinstance(cluster, (int, np.integer)) or not 0 <= cluster < self.n_clusters_: raise ValueError(f"cluster={cluster!r} does not exist; there are clusters 0…{self.n_clusters_ - 1}.")
     rng = np.random.default_rng(self.random_state_ if random_state is None else random_state)
     kept, best = [], -np.inf
     for _ in range(200):

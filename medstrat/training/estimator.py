@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['DeepClusterer']
 
-# %% ../../nbs/01_training/05_estimator.ipynb #ee719b64
+# %% ../../nbs/01_training/05_estimator.ipynb #ca865b2c
 import json
 import secrets
 import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ from .phases import learning_rate_factor, mix_seed, pick_device, pick_precision
 from .presets import Count, Epochs, Positive, Value, resolve
 from .saving import SavingMixin
 
-# %% ../../nbs/01_training/05_estimator.ipynb #13b694cf
+# %% ../../nbs/01_training/05_estimator.ipynb #3a83a26d
 @dataclass(kw_only=True, repr=False, eq=False)
 class DeepClusterer(SavingMixin, InferenceMixin, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, BaseEstimator):
     "Base class of all methods: a scikit-learn clusterer and transformer over images."
@@ -40,9 +41,9 @@ class DeepClusterer(SavingMixin, InferenceMixin, ClassNamePrefixFeaturesOutMixin
     patience: Count | None = None     # with validation images: epochs without improvement before stopping
     random_state: Any = None          # an int makes the run repeatable; None draws one and keeps it as `random_state_`
     accelerator: str = "auto"         # "cpu", "gpu", … as in Lightning
-    precision: str = "auto"           # "auto": bfloat16 where the processor multiplies it fast, else "32-true"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"  # "auto": bfloat16 where the processor multiplies it fast, else "32-true"
     channels_last: bool = True        # memory layout of the convolutions
-    num_workers: int = 0              # processes that read batches; 0 is fastest for arrays in memory
+    num_workers: Epochs = 0           # processes that read batches; 0 is fastest for arrays in memory
     checkpoint_dir: Any = None        # folder for `last.ckpt`, written after each epoch; None: no checkpoints
     trainer_options: dict | None = None  # further keywords of Lightning's Trainer (devices, strategy, logger, …)
     verbose: bool = True              # show a progress bar
@@ -90,7 +91,7 @@ def _check_counts(self: DeepClusterer, n: int, s):
     if isinstance(s.n_clusters, int) and s.n_clusters > n:
         raise ValueError(f"n_clusters={s.n_clusters} is more than the {n} images given. Choose n_clusters ≤ {n}.")
 
-# %% ../../nbs/01_training/05_estimator.ipynb #20200b76
+# %% ../../nbs/01_training/05_estimator.ipynb #2e47a5dd
 @patch
 def _start(self: DeepClusterer, X, condition):
     "Settle the parameters and build the networks; returns (settings, images)."
@@ -101,12 +102,18 @@ def _start(self: DeepClusterer, X, condition):
     s.image_size = self._working_size(images, s)
     images = self._take(images, s.image_size)
     self._check_counts(len(images), s)
-    seed = secrets.randbits(31) if s.random_state is None else s.random_state
-    self.random_state_ = seed if isinstance(seed, (int, np.integer)) else int(seed.randint(2**31 - 1))
+    self.random_state_ = s.random_state = _seed(s.random_state)
     self.settings_, self.image_shape_ = s, tuple(images.shape[1:])
     self.n_clusters_ = s.n_clusters if isinstance(s.n_clusters, int) else 1   # "elbow": chosen later
     self._make(s)
     return s, images
+
+def _seed(random_state) -> int:
+    "A whole number from what scikit-learn takes as `random_state`."
+    if random_state is None: return secrets.randbits(31)
+    if isinstance(random_state, np.random.RandomState): return int(random_state.randint(2**31 - 1))
+    if isinstance(random_state, (int, np.integer)) and not isinstance(random_state, bool) and random_state >= 0: return int(random_state)
+    raise ValueError(f"random_state={random_state!r} cannot be used; give a whole number ≥ 0, a numpy RandomState, or None.")
 
 def _set_name(X) -> str:
     "The name of the data set that images come from, for presets; parts are called `name/train`."
@@ -120,7 +127,7 @@ def _make(self: DeepClusterer, s):
         net = self._build(self.image_shape_, s)
     self.module_ = net.to(memory_format=torch.channels_last) if s.channels_last else net
 
-# %% ../../nbs/01_training/05_estimator.ipynb #e4d7ec93
+# %% ../../nbs/01_training/05_estimator.ipynb #928a6a3a
 @patch
 def fit(
     self: DeepClusterer,
@@ -132,20 +139,20 @@ def fit(
 ):
     "Train on images and cluster them. Ctrl-C ends the training in order and keeps what has been learned."
     s, images = self._start(X, condition)
-    validation = None if validation is None else self._take(validation, s.image_size)
+    validation = None if validation is None else self._take_fitted(validation)
     self._train(s, images, validation, resume)
     self.module_.eval()
     self.labels_ = self._labels(images)
     return self
 
-# %% ../../nbs/01_training/05_estimator.ipynb #88d3bcad
+# %% ../../nbs/01_training/05_estimator.ipynb #d6113700
 @patch
 def _train(self: DeepClusterer, s, images, validation, resume):
     "Run the phases; fills `history_`, `n_iter_`, `interrupted_`."
     from medstrat.training.loop import NonFiniteLoss
     rows, first, trouble = [], 0, None
     self.interrupted_ = False
-    if resume is not None: rows, first = self._read_checkpoint(resume, len(images), s)
+    if resume is not None: rows, first = self._read_checkpoint(resume, images, s)
     for i, phase in enumerate(self._phases(s)):
         if i < first: continue
         if phase.before and not (resume and i == first): phase.before(self.module_, images)
@@ -158,7 +165,7 @@ def _train(self: DeepClusterer, s, images, validation, resume):
         self.labels_ = self._labels(images)
         raise trouble
 
-# %% ../../nbs/01_training/05_estimator.ipynb #df68b916
+# %% ../../nbs/01_training/05_estimator.ipynb #b73c8bcb
 @patch
 def _run(self: DeepClusterer, i, phase, s, images, validation, rows, resume):
     "Train one phase through Lightning."
@@ -171,28 +178,30 @@ def _run(self: DeepClusterer, i, phase, s, images, validation, rows, resume):
         self.module_, phase, images, validation, rows=rows, seed=mix_seed(self.random_state_, i), batch_size=s.batch_size,
         precision=pick_precision(s.precision, pick_device(s.accelerator)), channels_last=s.channels_last, accelerator=s.accelerator,
         patience=s.patience, num_workers=s.num_workers, verbose=s.verbose, checkpoint=path, resume=resume,
-        extra=lambda: dict(self._fingerprint(len(images), s), phase=i, rows=json.dumps(rows)), trainer_options=s.trainer_options)
+        extra=lambda: dict(self._fingerprint(images, s), phase=i, rows=json.dumps(rows)), trainer_options=s.trainer_options)
     if not done:
         self.interrupted_ = True
         warnings.warn(f"Training was interrupted in phase {phase.name!r}, epoch {len(rows)}; what has been learned so far is kept."
                       + (f" Go on with fit(…, resume={str(path)!r})." if path else ""))
 
-# %% ../../nbs/01_training/05_estimator.ipynb #157205ea
+# %% ../../nbs/01_training/05_estimator.ipynb #fb811ef1
+# what may differ between the two halves of a resumed training
 _ENGINE = ("verbose", "checkpoint_dir", "num_workers", "accelerator", "trainer_options", "random_state", "encoder", "decoder")
 
 @patch
-def _fingerprint(self: DeepClusterer, n: int, s) -> dict:
-    "What determines a training, as text."
+def _fingerprint(self: DeepClusterer, images, s) -> dict:
+    "What determines a training: method, settings, seed, and the images (a checksum of 64 of them)."
+    some = images[np.linspace(0, len(images) - 1, min(64, len(images))).astype(int)]
     values = {k: v for k, v in vars(s).items() if k not in _ENGINE}
-    return dict(method=self.name, n=n, shape=list(self.image_shape_), seed=self.random_state_, settings=json.dumps(values, default=str))
+    return dict(method=self.name, n=len(images), shape=list(self.image_shape_), images=zlib.crc32(some.tobytes()), seed=self.random_state_, settings=json.dumps(values, default=str))
 
 @patch
-def _read_checkpoint(self: DeepClusterer, path, n, s):
+def _read_checkpoint(self: DeepClusterer, path, images, s):
     "Load networks and history from a checkpoint; returns (rows, index of the phase to go on with)."
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if "medstrat" not in state: raise ValueError(f"{path} is not a checkpoint of this package.")
-    saved = state["medstrat"]
-    for key, now in self._fingerprint(n, s).items():
+    if not Path(path).exists(): raise FileNotFoundError(f"there is no checkpoint {str(path)!r} to resume from.")
+    try: saved = (state := torch.load(path, map_location="cpu", weights_only=True))["medstrat"]
+    except Exception as e: raise ValueError(f"{str(path)!r} is not a checkpoint written by `fit` ({type(e).__name__}). Give the last.ckpt of a checkpoint_dir.") from None
+    for key, now in self._fingerprint(images, s).items():
         if saved[key] != now:
             raise ValueError(f"{path} belongs to another training: its {key} is {saved[key]}, here it is {now}. "
                              "Resume with the same parameters, random_state and images.")

@@ -43,7 +43,7 @@ def _take_fitted(self: InferenceMixin, X) -> np.ndarray:
                          "Give images of that shape, or fit with image_size=… so that every image is resized to one size.")
     return images
 
-# %% ../../nbs/01_training/04_inference.ipynb #b01233f7
+# %% ../../nbs/01_training/04_inference.ipynb #4d384a41
 @patch
 def _batches(self: InferenceMixin, items, fn, layout=to_network):
     "Yield `fn(net, batch)` over batches of an array, in evaluation mode, without gradients."
@@ -54,7 +54,7 @@ def _batches(self: InferenceMixin, items, fn, layout=to_network):
     step = max(s.batch_size, 256)
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16) if half else nullcontext():
         for i in range(0, len(items), step):
-            batch = torch.from_numpy(np.ascontiguousarray(items[i:i + step])).to(device)
+            batch = torch.from_numpy(np.array(items[i:i + step])).to(device)
             yield fn(net, layout(dict(images=batch), s.channels_last) if layout else batch)
 
 @patch
@@ -82,7 +82,7 @@ def predict_proba(self: InferenceMixin, X) -> np.ndarray:  # (N,K) float32, rows
 
 def _stack(parts): return np.concatenate([p.float().cpu().numpy() for p in parts])
 
-# %% ../../nbs/01_training/04_inference.ipynb #03e2bb19
+# %% ../../nbs/01_training/04_inference.ipynb #32e5f8fb
 @patch
 def inverse_transform(
     self: InferenceMixin,
@@ -91,6 +91,7 @@ def inverse_transform(
     "Decode embeddings to images of the size that the networks work at."
     check_is_fitted(self, "module_")
     Z = np.asarray(Z, dtype=np.float32)
+    if Z.ndim != 2 or Z.shape[1] != self._n_features_out: raise ValueError(f"embeddings of shape (N, {self._n_features_out}) are needed, as `transform` gives them; got {Z.shape}.")
     return _stack(self._batches(Z, lambda net, z: self._decode(net, z), layout=None)).transpose(0, 2, 3, 1)
 
 @patch

@@ -93,12 +93,15 @@ class ShuffledBatches:
         cuts = [i * self.batch_size for i in range(1, len(self))]
         yield from np.split(order, cuts)
 
-# %% ../../nbs/01_training/01_phases.ipynb #71080d8e
+# %% ../../nbs/01_training/01_phases.ipynb #b8abf4ec
 def train_loader(images, batch_size: int, seed: int, epoch: Callable, num_workers: int = 0, rank: int = 0, world: int = 1):
     "A DataLoader whose batches are dictionaries, in an order fixed by `seed` and `epoch()`."
     batches = ShuffledBatches(len(images), batch_size, seed, epoch, rank, world)
-    return DataLoader(ImageBatches(images), batch_sampler=batches, collate_fn=lambda b: b, num_workers=num_workers,
-                      pin_memory=torch.cuda.is_available())
+    # a generator of its own: the loader must not take a draw from the stream that the training's noise comes from
+    return DataLoader(ImageBatches(images), batch_sampler=batches, collate_fn=_as_it_is, num_workers=num_workers,
+                      pin_memory=torch.cuda.is_available(), generator=torch.Generator())
+
+def _as_it_is(batch): return batch
 
 def to_network(
     batch: dict,                # with `images` (B,H,W,C), uint8 or float in [0,1], already on the device

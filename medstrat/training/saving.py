@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from .. import __version__
 from .presets import get_method
 
-# %% ../../nbs/01_training/03_saving.ipynb #49a6dabd
+# %% ../../nbs/01_training/03_saving.ipynb #fc4902b9
 FORMAT = 1
 
 def read_header(
@@ -28,8 +28,9 @@ def read_header(
     from safetensors import SafetensorError, safe_open
     if not Path(path).exists(): raise FileNotFoundError(f"there is no file {str(path)!r}.")
     try:
-        with safe_open(path, "pt") as f: header = json.loads((f.metadata() or {})["medstrat"])
-    except (SafetensorError, KeyError, OSError) as e: raise ValueError(f"{str(path)!r} is not a model saved by medstrat ({e}).") from None
+        with safe_open(path, "pt") as f: header, names = json.loads((f.metadata() or {})["medstrat"]), set(f.keys())
+        if header["format"] == FORMAT and "labels_" not in names: raise KeyError("labels_")
+    except (SafetensorError, KeyError, TypeError, OSError, json.JSONDecodeError) as e: raise ValueError(f"{str(path)!r} is not a model saved by medstrat ({e}).") from None
     if header["format"] != FORMAT:
         raise ValueError(f"{str(path)!r} has model format {header['format']}; this version of medstrat ({__version__}) reads {FORMAT}. "
                          f"It was written by medstrat {header['medstrat']}; install that version to read it.")
