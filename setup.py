@@ -1,4 +1,4 @@
-"""Metadata from settings.ini (nbdev's file); the two papermill notebooks travel inside the wheel."""
+"""Metadata from settings.ini (nbdev's file); the experiment notebook travels inside the wheel."""
 import shutil
 from configparser import ConfigParser
 from pathlib import Path
@@ -11,17 +11,15 @@ parser = ConfigParser(delimiters=["="])
 parser.read(root / "settings.ini")
 cfg = parser["DEFAULT"]
 
-class build_with_notebooks(build_py):
-    """Copy the notebooks that `medstrat run` executes to `medstrat/_notebooks/`."""
+class build_with_notebook(build_py):
+    """Copy the notebook that `medstrat run` executes to `medstrat/_notebooks/`."""
 
     def run(self):
         super().run()
         if self.editable_mode: return                 # an editable install reads nbs/ itself
         target = Path(self.build_lib) / "medstrat" / "_notebooks"
         target.mkdir(parents=True, exist_ok=True)
-        for name in ("07_experiments", "09_stratify"):
-            source = root / "nbs" / f"{name}.ipynb"
-            if source.exists(): shutil.copy(source, target)
+        shutil.copy(root / "nbs" / "07_experiments.ipynb", target)
 
 setup(
     version=cfg["version"],
@@ -38,5 +36,5 @@ setup(
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split()},
     entry_points={"console_scripts": ["medstrat=medstrat.cli:main"], "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
-    cmdclass={"build_py": build_with_notebooks},
+    cmdclass={"build_py": build_with_notebook},
 )

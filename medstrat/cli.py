@@ -57,7 +57,7 @@ def _interrupt_the_kernel():
     try: yield
     finally: signal.signal(signal.SIGINT, previous)
 
-# %% ../nbs/10_cli.ipynb #9aa224b9
+# %% ../nbs/10_cli.ipynb #1cc2824b
 @app.command()
 def run(
     model: Annotated[str, typer.Argument(help="A method; `medstrat models` lists them.")] = "vaesim",
@@ -72,7 +72,7 @@ def run(
     "Fit one method to one data set, score it, and write a folder with report, figures, scores and model."
     from medstrat.runs import Request, free_folder, run_name
     more = parse_parameters(parameter or [])
-    request = Request(model, dataset, seed, preset, on, more)
+    request = Request(model, dataset, seed, preset, on, more, data_dir)
     folder = free_folder(out, run_name(request, request.estimator())).absolute()
     words = dict(model=model, dataset=dataset, seed=seed, preset=preset, on=on, **more)
     if data_dir is not None: words["data_dir"] = str(data_dir)
@@ -107,11 +107,11 @@ def table(folder: Annotated[Path, typer.Argument(help="Where to look for finishe
     from medstrat.runs import compare, read_runs
     typer.echo(compare(read_runs(folder)).to_string())
 
-# %% ../nbs/10_cli.ipynb #970a233e
+# %% ../nbs/10_cli.ipynb #50aecd47
 def main():
     "The entry point: user errors become one line."
     try: app()
-    except (ValueError, FileNotFoundError, FileExistsError, KeyError) as e: _fail(e.args[0] if e.args else e)
+    except (ValueError, OSError, KeyError) as e: _fail(e.args[0] if isinstance(e, KeyError) else e)
     except Exception as e:
         if type(e).__name__ != "PapermillExecutionError": raise
         _fail(f"{e.ename}: {e.evalue} (the notebook so far: *.unfinished.ipynb where the run's folder would be)")

@@ -60,7 +60,7 @@ def test_pca_kmeans_is_kmeans_on_components(channels):
 
 
 def test_too_many_components():
-    with pytest.raises(ValueError, match="latent_dim=32.*images and pixels"): tiny("PCA + k-means", latent_dim=32).fit(images(20))
+    with pytest.raises(ValueError, match="latent_dim=32.*Choose latent_dim ≤ 20"): tiny("PCA + k-means", latent_dim=32).fit(images(20))
 
 
 @pytest.mark.parametrize("method", ["AE + k-means", "VAE + k-means"])
@@ -226,7 +226,7 @@ def test_samples_above_a_similarity(X, monkeypatch):
     z, q = decoded.pop(), a.cluster_centers_
     cosines = z @ q.T / np.linalg.norm(z, axis=1, keepdims=True) / np.linalg.norm(q, axis=1)
     assert (cosines[:, k] >= 0.8 - 1e-6).all() and (cosines.argmax(1) == k).all()
-    with pytest.raises(ValueError, match=f"only 0 of .* cluster {k} .*at least 1.5; the largst was|cluster {k} with a similarity of at least 1.5; the largest was"):
+    with pytest.raises(ValueError, match=f"only 0 of .* cluster {k} with a similarity of at least 1.5 .the largest was"):
         a.sample(5, cluster=k, min_similarity=1.5)
 
 

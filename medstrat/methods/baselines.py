@@ -66,7 +66,7 @@ class PixelKMeans(KMeansMixin, DeepClusterer):
     def _encode(self, net, x): return (z := self._embedding(net, x)), self._responsibilities(net, z)
     def _decode(self, net, z): return z.unflatten(1, (self.image_shape_[2], *self.image_shape_[:2])).clamp(0, 1)
 
-# %% ../../nbs/05_methods/00_baselines.ipynb #38096404
+# %% ../../nbs/05_methods/00_baselines.ipynb #2fa01b7d
 @register
 @dataclass(kw_only=True, repr=False, eq=False)
 class PCAKMeans(PixelKMeans):
@@ -87,7 +87,7 @@ class PCAKMeans(PixelKMeans):
 
     def _pca(self, net, images):
         s, x = self.settings_, images.transpose(0, 3, 1, 2).reshape(len(images), -1)
-        if s.latent_dim > min(x.shape): raise ValueError(f"latent_dim={s.latent_dim} components need at least as many images and pixels, got {x.shape}.")
+        if s.latent_dim > min(x.shape): raise ValueError(f"latent_dim={s.latent_dim} principal components cannot be had from {x.shape[0]} images of {x.shape[1]} values. Choose latent_dim ≤ {min(x.shape)}.")
         found = PCA(s.latent_dim, random_state=self.random_state_).fit(x / np.float32(255) if x.dtype == np.uint8 else x)
         net.mean.copy_(torch.from_numpy(found.mean_)); net.components.copy_(torch.from_numpy(found.components_))
 
@@ -96,7 +96,7 @@ class PCAKMeans(PixelKMeans):
     def _decode(self, net, z):
         with torch.autocast(z.device.type, enabled=False): return super()._decode(net, z @ net.components + net.mean)
 
-# %% ../../nbs/05_methods/00_baselines.ipynb #f2492508
+# %% ../../nbs/05_methods/00_baselines.ipynb #79826406
 class _DeepKMeans(KMeansMixin):
     def _build(self, shape, s):
         net = super()._build(shape, s)
@@ -116,3 +116,4 @@ class AEKMeans(_DeepKMeans, Autoencoder):
 class VAEKMeans(_DeepKMeans, VAE):
     "A VAE, then k-means on its posterior means. Source: VAESim §3.4."
     name, aliases = "VAE + k-means", ()
+    presets = dict(paper={"*": dict(n_clusters=Value("elbow", "VAESim §4"))})

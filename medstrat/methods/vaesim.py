@@ -20,14 +20,15 @@ from ..training.phases import Phase
 from ..training.presets import Count, Epochs, NonNegative, Positive, Share, Value, register
 from ..vae import VAE, kl_normal, reparameterise
 
-# %% ../../nbs/05_methods/01_vaesim.ipynb #b5d3d594
+# %% ../../nbs/05_methods/01_vaesim.ipynb #5801e35e
 @register
 @dataclass(kw_only=True, repr=False, eq=False)
 class VAESim(PrototypesMixin, VAE):
     "VAE whose decoder is conditioned on the soft assignment to K moving prototypes. Source: VAESim, Algorithms 1 and 2."
     similarity: Literal["cosine", "dot", "euclidean"] | None = None       # how embeddings and prototypes are compared
     tau_schedule: Literal["linear", "warm", "constant"] | None = None     # course of the temperature
-    tau_start: Positive | None = None      # temperature at the beginning (linear)
+    tau_start: Positive | None = None      # temperature where it begins to fall
+    tau_warm: Positive | None = None       # "warm": temperature during the first quarter
     tau_end: Positive | None = None        # temperature from the middle of the training on
     condition_on: Literal["sample", "mean"] | None = None                 # what is compared with the prototypes: the drawn z, or its mean
     init: Literal["batch", "noise"] | None = None                         # first prototypes: embeddings of images, or of noise
@@ -36,7 +37,7 @@ class VAESim(PrototypesMixin, VAE):
     batch_weight: Share | None = None      # weight of the new mean against the old prototype
     orthogonality: NonNegative | None = None  # weight of the penalty on the soft centroids; 0: none
     reseed_after: Epochs | None = None     # updates without an image after which a prototype is re-seeded; 0: never
-    kmeans_at: Share | None = None         # share of the training after which k-means sets the prototypes; 1: never
+    kmeans_at: Share | None = None         # share of the training after which k-means sets the prototypes; 1: never (with update="set" they rest until then)
 
     name, aliases = "VAESim", ()
 
@@ -55,11 +56,11 @@ def _logits(self: VAESim, net, z, c=None):
     "Decode embeddings together with their assignments: x̂ = d(z, c)."
     return net.decoder(torch.cat([z, net.bank(z) if c is None else c], 1))
 
-# %% ../../nbs/05_methods/01_vaesim.ipynb #54752edd
+# %% ../../nbs/05_methods/01_vaesim.ipynb #b652c671
 @patch
 def _loss(self: VAESim, net, batch, at):
     s = self.settings_
-    if net.training: net.bank.tau.fill_(temperature(s.tau_schedule, at.progress, s.tau_start, s.tau_end))
+    if net.training: net.bank.tau.fill_(temperature(s.tau_schedule, at.progress, s.tau_start, s.tau_end, s.tau_warm))
     mu, logvar = self._posterior(net, batch["x"])
     z = reparameterise(mu, logvar)
     c = net.bank(z if s.condition_on == "sample" else mu)
@@ -88,7 +89,9 @@ def _move(self: VAESim, net, out, at):
     net.bank.update(out["z"], out["c"], s.batch_weight, s.assignment)
     if s.reseed_after: net.bank.reseed(out["z"], s.reseed_after)
 
-# %% ../../nbs/05_methods/01_vaesim.ipynb #b9195d8b
+# %% ../../nbs/05_methods/01_vaesim.ipynb #18b634aa
+_ROUNDS = 3   # updates over the whole set at each epoch's end
+
 @patch
 def _move_with_all(self: VAESim, net, images, at):
     "At an epoch's end: k-means when its time has come, and the update over the whole set."
@@ -101,7 +104,7 @@ def _move_with_all(self: VAESim, net, images, at):
         net.bank.set(torch.from_numpy(found.cluster_centers_).float())
     elif now >= s.kmeans_at or s.kmeans_at == 1:
         z = torch.from_numpy(Z).to(net.bank.Q.device)
-        for _ in range(3):
+        for _ in range(_ROUNDS):
             net.bank.update(z, net.bank(z), s.batch_weight, s.assignment)
             if s.reseed_after: net.bank.reseed(z, s.reseed_after)
 
@@ -110,7 +113,7 @@ def _phases(self: VAESim, s):
     return [Phase("train", s.epochs, self._loss, lr=s.lr, lr_factor=self._lr_factor(s), before=self._first_prototypes,
                   after_step=self._move, after_epoch=self._move_with_all)]
 
-# %% ../../nbs/05_methods/01_vaesim.ipynb #30efd8f2
+# %% ../../nbs/05_methods/01_vaesim.ipynb #9f458685
 @patch
 def sample(
     self: VAESim,
@@ -121,6 +124,7 @@ def sample(
 ) -> np.ndarray:           # (n,H,W,C) float32 in [0,1]
     "Draw new images, from the prior or from one cluster. Source: VAESim §5."
     check_is_fitted(self, "module_")
+    if n < 1: raise ValueError(f"n={n} images cannot be drawn; n must be at least 1.")
     if cluster is None:
         if min_similarity is not None: raise ValueError("min_similarity needs a cluster=… to be similar to.")
         return super(VAESim, self).sample(n, random_state=random_state)
@@ -135,10 +139,10 @@ def sample(
         if mine.any(): best = max(best, float(sim[mine, cluster].max()))
         kept += [z[mine & (sim[:, cluster] >= (-np.inf if min_similarity is None else min_similarity))].cpu().numpy()]
         if sum(map(len, kept)) >= n: return self.inverse_transform(np.concatenate(kept)[:n])
-    raise ValueError(f"only {sum(map(len, kept))} of {200 * 4096} draws from the prior fell into cluster {cluster} with a similarity of at least "
-                     f"{min_similarity}; the largest was {best:.3g}. Lower min_similarity, or choose a larger cluster.")
+    got, wanted = sum(map(len, kept)), "" if min_similarity is None else f" with a similarity of at least {min_similarity} (the largest was {best:.3g})"
+    raise ValueError(f"only {got} of {200 * 4096} draws from the prior fell into cluster {cluster}{wanted}. Lower min_similarity, or choose a larger cluster.")
 
-# %% ../../nbs/05_methods/01_vaesim.ipynb #5ae1908d
+# %% ../../nbs/05_methods/01_vaesim.ipynb #8a0d68a7
 _LADDER = "chosen on validation images; the ladder at the end of this chapter"
 
 VAESim.presets = dict(
@@ -152,7 +156,7 @@ VAESim.presets = dict(
         "*": dict(
             n_clusters=Value(40, "K"), image_size=Value(32, "32×32"), channels=Value((64, 128, 256), "MNIST"), epochs=Value(20, "MNIST"),
             lr=Value(1e-4, "Adam"), lr_schedule=Value("step", "StepLR(20, 0.2)"), batch_size=Value(2000, "batch size"),
-            beta=Value(0.16, "0.005 · mean KL beside the mean error, on the scale of sums"), prior_std=Value(0.8, "N(0, 0.8²)"),
+            beta=Value(0.16, "0.005 · mean KL beside the mean error, on the scale of sums for 1×32×32 pixels and d = 32"), prior_std=Value(0.8, "N(0, 0.8²)"),
             encoder_activation=Value("none", "no activation in the encoder"), similarity=Value("dot", "raw dot product"),
             tau_schedule=Value("constant", "τ is computed and not used"), tau_end=Value(1.0, "τ is computed and not used"),
             init=Value("noise", "embeddings of noise images"), assignment=Value("argmax", "argmax"), batch_weight=Value(0.95, "0.95 on the batch's mean"),
@@ -165,6 +169,6 @@ VAESim.presets = dict(
         similarity=Value("euclidean", _LADDER), tau_schedule=Value("constant", _LADDER), tau_end=Value(1.0, _LADDER),
         condition_on=Value("mean", _LADDER), assignment=Value("argmax", _LADDER), update=Value("set", _LADDER),
         batch_weight=Value(1.0, _LADDER), kmeans_at=Value(0.25, _LADDER))},
-    ours={"*": dict(tau_start=Value(1.0, "as printed"), update=Value("batch", "as printed"), reseed_after=Value(0, "never, as printed"),
+    ours={"*": dict(tau_start=Value(1.0, "as printed"), tau_warm=Value(5.0, "the released code's first value"), update=Value("batch", "as printed"), reseed_after=Value(0, "never, as printed"),
                     kmeans_at=Value(1.0, "never, as printed"))},
 )

@@ -43,7 +43,7 @@ def _take_fitted(self: InferenceMixin, X) -> np.ndarray:
                          "Give images of that shape, or fit with image_size=… so that every image is resized to one size.")
     return images
 
-# %% ../../nbs/01_training/04_inference.ipynb #4d384a41
+# %% ../../nbs/01_training/04_inference.ipynb #11ade008
 @patch
 def _batches(self: InferenceMixin, items, fn, layout=to_network):
     "Yield `fn(net, batch)` over batches of an array, in evaluation mode, without gradients."
@@ -51,7 +51,7 @@ def _batches(self: InferenceMixin, items, fn, layout=to_network):
     device = pick_device(s.accelerator)
     half = pick_precision(s.precision, device).startswith("bf16")
     net = self.module_.to(device).eval()
-    step = max(s.batch_size, 256)
+    step = max(s.batch_size, 2**18 // int(np.prod(self.image_shape_)))   # small images in larger batches
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16) if half else nullcontext():
         for i in range(0, len(items), step):
             batch = torch.from_numpy(np.array(items[i:i + step])).to(device)

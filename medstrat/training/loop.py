@@ -43,7 +43,7 @@ class PhaseModule(pl.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: self.phase.lr_factor(at(n)))
         return dict(optimizer=optimizer, lr_scheduler=dict(scheduler=schedule, interval="step"))
 
-# %% ../../nbs/01_training/02_loop.ipynb #996a47d7
+# %% ../../nbs/01_training/02_loop.ipynb #003d0e64
 _ADVICE = "The weights from before this epoch are kept. A lower learning rate (lr), or input without extreme values, usually helps."
 
 def check_finite(
@@ -52,22 +52,22 @@ def check_finite(
 ):
     "Raise `NonFiniteLoss` with the name of the first term that is NaN or infinite."
     if torch.isfinite(outputs["loss"]): return
-    bad = next((k for k, v in outputs.items() if k != "loss" and v.ndim == 0 and not torch.isfinite(v)), "loss")
+    bad = next((k for k, v in outputs.items() if k != "loss" and isinstance(v, torch.Tensor) and v.ndim == 0 and not torch.isfinite(v)), "loss")
     raise NonFiniteLoss(f"the term {bad!r} of the loss became {outputs[bad].item()} in phase {phase!r}, epoch {epoch + 1}, step {step + 1}. {_ADVICE}")
 
-# %% ../../nbs/01_training/02_loop.ipynb #ee3af7c5
+# %% ../../nbs/01_training/02_loop.ipynb #c0752207
 @torch.no_grad()
 def check_last_step(module, epoch: int):
     "Raise `NonFiniteLoss` when the weights at the end of an epoch give no finite loss."
     module.eval()
     outputs = module._loss(module.batch)
     check_finite(outputs, module.phase.name, epoch, module.step)
-    bad = [k for k, v in outputs.items() if not torch.isfinite(v).all()]
+    bad = [k for k, v in outputs.items() if isinstance(v, torch.Tensor) and not torch.isfinite(v).all()]
     if bad: raise NonFiniteLoss(f"{bad[0]!r} became NaN or infinite at the end of epoch {epoch + 1} in phase {module.phase.name!r}. {_ADVICE}")
     module.train()
     for m in module.frozen: m.eval()
 
-# %% ../../nbs/01_training/02_loop.ipynb #d1e31a18
+# %% ../../nbs/01_training/02_loop.ipynb #085b9538
 def _loss(self, batch):
     "The phase's loss on a batch of images, as a dictionary."
     return self.phase.loss(self.net, dict(batch, x=to_network(batch, self.channels_last)), self.moment())
@@ -77,7 +77,9 @@ def _training_step(self, batch, i):
     check_finite(self.outputs, self.phase.name, self.current_epoch, self.step)
     return self.outputs["loss"]
 
-def _validation_step(self, batch, i): self.outputs = self._loss(batch)
+def _validation_step(self, batch, i):
+    self.outputs = self._loss(batch)
+    check_finite(self.outputs, f"{self.phase.name} (validation)", self.current_epoch, self.step)
 
 def _start_epoch(self):
     # every epoch has its own stream of random numbers: a resumed training draws what the uninterrupted one drew
@@ -92,14 +94,14 @@ def _end_batch(self, outputs, batch, i):
 PhaseModule._loss, PhaseModule.training_step, PhaseModule.validation_step = _loss, _training_step, _validation_step
 PhaseModule.on_train_epoch_start, PhaseModule.on_train_batch_end = _start_epoch, _end_batch
 
-# %% ../../nbs/01_training/02_loop.ipynb #f10713db
+# %% ../../nbs/01_training/02_loop.ipynb #de148eaa
 class History(pl.Callback):
     "One row an epoch: means of the loss's terms, weighted by batch size; `val_` terms; learning rate; seconds."
     def __init__(self, rows: list, phase: str): self.rows, self.phase, self.sums = rows, phase, {}
 
     def _add(self, outputs, n, prefix=""):
         for k, v in outputs.items():
-            if v.ndim: continue
+            if not isinstance(v, torch.Tensor) or v.ndim: continue
             total, count = self.sums.get(prefix + k, (0.0, 0))
             self.sums[prefix + k] = (total + v.detach() * n, count + n)
 
@@ -113,7 +115,7 @@ class History(pl.Callback):
         self.rows.append(dict(phase=self.phase, epoch=trainer.current_epoch + 1, **means,
                               lr=trainer.optimizers[0].param_groups[0]["lr"], seconds=time.perf_counter() - self.start))
 
-# %% ../../nbs/01_training/02_loop.ipynb #5643e1ce
+# %% ../../nbs/01_training/02_loop.ipynb #f462b598
 def copy_weights(net) -> dict:
     "A detached copy of all parameters and buffers."
     return {k: v.detach().clone() for k, v in net.state_dict().items()}
@@ -124,18 +126,24 @@ class Keeper(pl.Callback):
         self.good, self.best, self.best_loss, self.waited = copy_weights(net), None, float("inf"), 0
         self.rows, self.patience = rows, patience
 
+    def on_train_start(self, trainer, module):   # a training that had stopped early does not go on when it is resumed
+        if self.patience is not None and self.waited >= self.patience: trainer.should_stop = True
+
+    def on_validation_end(self, trainer, module):  # the weights that the validation loss belongs to
+        if self.patience is not None: self.validated = copy_weights(module.net)
+
     def on_train_epoch_end(self, trainer, module):
         self.good = copy_weights(module.net)
         loss = self.rows[-1].get("val_loss")
         if self.patience is None or loss is None: return
-        if loss < self.best_loss: self.best, self.best_loss, self.waited = self.good, loss, 0
+        if loss < self.best_loss: self.best, self.best_loss, self.waited = self.validated, loss, 0
         else: self.waited += 1
         if self.waited >= self.patience: trainer.should_stop = True
 
     def state_dict(self): return dict(best=self.best, best_loss=self.best_loss, waited=self.waited)
     def load_state_dict(self, state): self.__dict__.update(state)
 
-# %% ../../nbs/01_training/02_loop.ipynb #ef653c57
+# %% ../../nbs/01_training/02_loop.ipynb #64dce6aa
 class Bar(pl.Callback):
     "A progress bar over all steps of the phase, with the losses and the time left."
     def __init__(self, rows): self.rows = rows
@@ -167,7 +175,8 @@ class Saver(pl.Callback):
     def on_load_checkpoint(self, trainer, module, checkpoint): module.step = checkpoint["medstrat"]["step"]
     def on_train_epoch_end(self, trainer, module):
         if self.path is None or module.interrupted: return   # a part of an epoch cannot be resumed exactly
-        trainer.save_checkpoint(f"{self.path}.part"); os.replace(f"{self.path}.part", self.path)
+        trainer.save_checkpoint(f"{self.path}.part")
+        if trainer.is_global_zero: os.replace(f"{self.path}.part", self.path)
 
 # %% ../../nbs/01_training/02_loop.ipynb #bafd95e8
 @contextmanager

@@ -112,11 +112,11 @@ def to_network(
     x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
     return x if channels_last else x.contiguous()
 
-# %% ../../nbs/01_training/01_phases.ipynb #24077e5a
+# %% ../../nbs/01_training/01_phases.ipynb #e0ef98de
 def pick_device(accelerator: str = "auto") -> torch.device:
     "The device for inference: the accelerator PyTorch reports, or the CPU."
-    if accelerator in ("auto", "gpu", "cuda", "mps") and torch.accelerator.is_available():
-        return torch.accelerator.current_accelerator()
+    if accelerator != "cpu" and torch.accelerator.is_available(): return torch.accelerator.current_accelerator()
+    if accelerator not in ("auto", "cpu"): raise ValueError(f"accelerator={accelerator!r}, but PyTorch finds none here. Use 'auto' or 'cpu'.")
     return torch.device("cpu")
 
 def bfloat16_is_fast(device: torch.device) -> bool:

@@ -36,13 +36,14 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
-# %% ../../nbs/01_training/00_presets.ipynb #91141e8d
+# %% ../../nbs/01_training/00_presets.ipynb #6b4af36e
 def check_value(
     name: str,   # the parameter's name, for the message
     value: Any,  # what was given
     hint: Any,   # a type hint, e.g. `Count | None` or `Literal["cosine", "dot"]`
 ):
     "Return `value` as the hint wants it, or raise a `ValueError` that says what was given and what is possible."
+    if isinstance(value, bool) and bool not in (hint, *get_args(hint)) and hint is not Any: raise ValueError(f"{name}={value!r} cannot be used: it is no yes-or-no parameter.")
     try: return TypeAdapter(hint, config=dict(arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError as e:
         options = [o for h in (hint, *get_args(hint)) for o in get_args(h) if isinstance(o, str)]
@@ -105,7 +106,7 @@ def register(
     for key in (cls.name, *cls.__dict__.get("aliases", ())): _methods[key] = cls
     return cls
 
-# %% ../../nbs/01_training/00_presets.ipynb #967f75df
+# %% ../../nbs/01_training/00_presets.ipynb #55f01c4c
 def _load_methods():
     import medstrat.methods as package
     for module in pkgutil.iter_modules(package.__path__): importlib.import_module(f"{package.__name__}.{module.name}")
@@ -117,7 +118,7 @@ def get_method(
     _load_methods()
     return _methods[match_name(name, list(_methods), "model")]
 
-def list_methods() -> list:  # the registered estimator classes, each once, in the order of the chapters
+def list_methods() -> list:  # the registered estimator classes, each once
     "All methods."
     _load_methods()
     return list(dict.fromkeys(_methods.values()))

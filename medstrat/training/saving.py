@@ -36,7 +36,7 @@ def read_header(
                          f"It was written by medstrat {header['medstrat']}; install that version to read it.")
     return header
 
-# %% ../../nbs/01_training/03_saving.ipynb #ecba81c7
+# %% ../../nbs/01_training/03_saving.ipynb #0cdb6d9d
 _NOT_SAVED = ("trainer_options", "checkpoint_dir", "encoder", "decoder")   # cannot be written as JSON, or belong to one machine
 
 class SavingMixin:
@@ -70,11 +70,12 @@ class SavingMixin:
         "Load a fitted estimator of this class; a file of another method is refused."
         method = read_header(path)["method"]
         if method != cls.name: raise ValueError(f"{str(path)!r} holds a {method!r}, not a {cls.name!r}. Use load_model(path), which takes any method.")
-        return load_model(path, **networks)
+        return load_model(path, cls, **networks)
 
-# %% ../../nbs/01_training/03_saving.ipynb #84521481
+# %% ../../nbs/01_training/03_saving.ipynb #b5fc0f94
 def load_model(
     path,          # a file written by `save`
+    cls=None,      # the estimator's class; None: the registered method that the file names
     **networks,    # encoder=…, decoder=… where the model was built with networks of your own
 ):
     "Load a fitted estimator; the method's name is in the file."
@@ -82,7 +83,7 @@ def load_model(
     header = read_header(path)
     missing = set(header["own_networks"]) - set(networks)
     if missing: raise ValueError(f"{str(path)!r} was fitted with networks of your own: give {', '.join(f'{m}=…' for m in sorted(missing))} to load it.")
-    model, tensors = get_method(header["method"])(), load_file(path)
+    model, tensors = (cls or get_method(header["method"]))(), load_file(path)
     model.set_params(**{k: tuple(v) if isinstance(v, list) else v for k, v in header["settings"].items()}, **networks)
     model.settings_ = SimpleNamespace(**{f.name: getattr(model, f.name) for f in fields(model)})
     model.provenance_, model.image_shape_ = header["provenance"], tuple(header["image_shape"])
