@@ -142,8 +142,8 @@ def sample(
     got, wanted = sum(map(len, kept)), "" if min_similarity is None else f" with a similarity of at least {min_similarity} (the largest was {best:.3g})"
     raise ValueError(f"only {got} of {200 * 4096} draws from the prior fell into cluster {cluster}{wanted}. Lower min_similarity, or choose a larger cluster.")
 
-# %% ../../nbs/05_methods/01_vaesim.ipynb #8a0d68a7
-_LADDER = "chosen on validation images; the ladder at the end of this chapter"
+# %% ../../nbs/05_methods/01_vaesim.ipynb #765a570e
+_LADDER = "chosen on validation images, see the ladder in chapter VAESim"
 
 VAESim.presets = dict(
     paper={"*": dict(
