@@ -2,10 +2,14 @@
 import os
 import signal
 
+import hypothesis
 import numpy as np
 import pytest
 
 from medstrat.training.presets import get_method, list_methods
+
+hypothesis.settings.register_profile("repeatable", derandomize=True)   # the same examples in every run
+hypothesis.settings.load_profile("repeatable")
 
 METHODS = [m.name for m in list_methods()]
 DEEP = [m for m in METHODS if m not in ("pixels + k-means", "PCA + k-means")]   # those which train by gradient

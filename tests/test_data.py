@@ -133,7 +133,7 @@ def test_other_floats_become_float32():
 @settings(deadline=None, max_examples=40)
 @given(side=st.integers(2, 40), new=st.integers(2, 40), value=st.integers(0, 255))
 def test_resize_keeps_constant_images_and_ranges(side, new, value):
-    assert np.all(resize(np.full((2, side, side), value, np.uint8), new) == value)
+    assert np.all(resize(np.full((2, side, side, 1), value, np.uint8), new) == value)
     x = rng.rand(2, side, side, 3).astype(np.float32)
     y = resize(x, new)
     assert y.shape == (2, new, new, 3) and y.dtype == np.float32 and y.min() >= x.min() - 1e-6 and y.max() <= x.max() + 1e-6

@@ -533,12 +533,13 @@ def test_fit_in_a_thread(X, fitted):
 def test_two_ctrl_c_raise_keyboard_interrupt(tmp_path):
     "The second Ctrl-C means it: the program ends as others do, by KeyboardInterrupt"
     code = """
-import os, signal, sys
+import os, signal, sys, time
 sys.path.insert(0, sys.argv[1])
 import pytorch_lightning as pl
 from conftest import images, tiny
 class Twice(pl.Callback):
-    def on_train_batch_end(self, *a): os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)
+    def on_train_batch_end(self, *a):
+        for _ in range(2): os.kill(os.getpid(), signal.SIGINT); time.sleep(0.05)   # two at once would count as one
 try: tiny(epochs=50, trainer_options=dict(callbacks=[Twice()])).fit(images())
 except KeyboardInterrupt: print("KeyboardInterrupt")
 except BaseException as e: print(repr(e))
