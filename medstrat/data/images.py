@@ -190,13 +190,13 @@ class Splits:
         "Every part with images of size×size pixels"
         return replace(self, **{p: getattr(self, p).resize(size) for p in self.split_names})
 
-# %% ../../nbs/00_data/00_images.ipynb #a09e983b
-def _draw(y:np.ndarray, fraction:float, rng) -> np.ndarray: # sorted row numbers
-    "`fraction` of every class of `y`: at least one image of each, and never all of them"
+# %% ../../nbs/00_data/00_images.ipynb #0e63d89d
+def _draw(y:np.ndarray, fraction:float, rng, keep:int=1) -> np.ndarray: # sorted row numbers
+    "`fraction` of every class of `y`: at least one image of each, and `keep` are left (one for each part still to come)"
     drawn = []
     for c in np.unique(y):
         rows = rng.permutation(np.flatnonzero(y == c))
-        drawn.append(rows[:min(max(1, round(fraction * len(rows))), len(rows) - 1)])
+        drawn.append(rows[:min(max(1, round(fraction * len(rows))), len(rows) - keep)])
     return np.sort(np.concatenate(drawn))
 
 # %% ../../nbs/00_data/00_images.ipynb #c3a11d19
@@ -228,7 +228,7 @@ def _check_split(s:ImageSet, test:float, val:float, group):
                                   f"but there are: {rare} (images by class). Leave out or merge such classes.")
     elif len(s) < need: raise ValueError(f"{s.name} has {len(s)} images, too few for {need} parts.")
 
-# %% ../../nbs/00_data/00_images.ipynb #dd8260f7
+# %% ../../nbs/00_data/00_images.ipynb #856d831e
 def split(
     images,         # `ImageSet`, or whatever `as_images` takes
     *,
@@ -243,7 +243,7 @@ def split(
     rng, rest, out = np.random.RandomState(seed), np.arange(len(s)), {}
     for part, fraction in (("test", test), ("val", val / (1 - test))):
         y = s.labels[rest] if s.target is not None else np.zeros(len(rest), int)
-        take = (np.array([], int) if not fraction else _draw(y, fraction, rng) if group is None
+        take = (np.array([], int) if not fraction else _draw(y, fraction, rng, 1 + (part == "test" and val > 0)) if group is None
                 else _draw_groups(y, s.column(group).to_numpy()[rest], fraction, rng))
         out[part], rest = s[rest[take]] if len(take) else None, np.delete(rest, take)
     return Splits(s.name, s[rest], out["val"], out["test"])
