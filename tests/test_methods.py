@@ -15,7 +15,6 @@ from sklearn.metrics import adjusted_rand_score
 
 from medstrat import kl_normal
 from medstrat.data.images import ImageSet
-from medstrat.methods import vaesim
 from medstrat.prototypes import orthogonality
 from medstrat.training.phases import Moment
 from medstrat.training.presets import CHAINS, check_value, get_method, list_methods, lookup, register, resolve
@@ -169,7 +168,7 @@ def test_kmeans_sets_the_prototypes_once(kmeans_at, times, update, X, monkeypatc
     at = []
     class Spy(KMeans):
         def fit(self, Z, *more): at.append(len(Z)); return super().fit(Z, *more)
-    monkeypatch.setattr(vaesim, "KMeans", Spy)
+    monkeypatch.setattr("sklearn.cluster.KMeans", Spy)
     tiny(kmeans_at=kmeans_at, update=update, epochs=4).fit(X)
     assert at == [60] * times
 

@@ -5,15 +5,13 @@
 # %% auto #0
 __all__ = ['KMeansMixin', 'PixelKMeans', 'PCAKMeans', 'AEKMeans', 'VAEKMeans']
 
-# %% ../../nbs/05_methods/00_baselines.ipynb #3f93e394
+# %% ../../nbs/05_methods/00_baselines.ipynb #84502533
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
 from torch import nn
 
 from ..evaluation.choice import choose_n_clusters
@@ -23,7 +21,7 @@ from ..training.phases import Phase
 from ..training.presets import Count, Value, register
 from ..vae import VAE, Autoencoder
 
-# %% ../../nbs/05_methods/00_baselines.ipynb #07394a4e
+# %% ../../nbs/05_methods/00_baselines.ipynb #c43146f2
 @dataclass(kw_only=True, repr=False, eq=False)
 class KMeansMixin(PrototypesMixin):
     "Adds k-means on the embeddings as the last phase of a `DeepClusterer`."
@@ -41,6 +39,7 @@ class KMeansMixin(PrototypesMixin):
 
     def _kmeans(self, net, images):
         "Put the prototypes onto k-means centres of all embeddings."
+        from sklearn.cluster import KMeans   # here, so that importing a method stays quick
         s, Z = self.settings_, self._embed(images)
         if s.n_clusters == "elbow":
             self.choice_ = choose_n_clusters(Z, candidates=range(2, min(41, len(Z)), 2), random_state=self.random_state_)
@@ -66,7 +65,7 @@ class PixelKMeans(KMeansMixin, DeepClusterer):
     def _encode(self, net, x): return (z := self._embedding(net, x)), self._responsibilities(net, z)
     def _decode(self, net, z): return z.unflatten(1, (self.image_shape_[2], *self.image_shape_[:2])).clamp(0, 1)
 
-# %% ../../nbs/05_methods/00_baselines.ipynb #2fa01b7d
+# %% ../../nbs/05_methods/00_baselines.ipynb #c57f913b
 @register
 @dataclass(kw_only=True, repr=False, eq=False)
 class PCAKMeans(PixelKMeans):
@@ -86,6 +85,7 @@ class PCAKMeans(PixelKMeans):
     def _phases(self, s): return [Phase("PCA", 0, before=self._pca), *super()._phases(s)]
 
     def _pca(self, net, images):
+        from sklearn.decomposition import PCA
         s, x = self.settings_, images.transpose(0, 3, 1, 2).reshape(len(images), -1)
         if s.latent_dim > min(x.shape): raise ValueError(f"latent_dim={s.latent_dim} principal components cannot be had from {x.shape[0]} images of {x.shape[1]} values. Choose latent_dim ≤ {min(x.shape)}.")
         found = PCA(s.latent_dim, random_state=self.random_state_).fit(x / np.float32(255) if x.dtype == np.uint8 else x)

@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['VAESim']
 
-# %% ../../nbs/05_methods/01_vaesim.ipynb #ae718cef
+# %% ../../nbs/05_methods/01_vaesim.ipynb #ddab1f8e
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from fastcore.basics import patch
-from sklearn.cluster import KMeans
 from sklearn.utils.validation import check_is_fitted
 
 from ..prototypes import PrototypeBank, PrototypesMixin, orthogonality, similarity, temperature
@@ -89,7 +88,7 @@ def _move(self: VAESim, net, out, at):
     net.bank.update(out["z"], out["c"], s.batch_weight, s.assignment)
     if s.reseed_after: net.bank.reseed(out["z"], s.reseed_after)
 
-# %% ../../nbs/05_methods/01_vaesim.ipynb #18b634aa
+# %% ../../nbs/05_methods/01_vaesim.ipynb #d9db62ab
 _ROUNDS = 3   # updates over the whole set at each epoch's end
 
 @patch
@@ -100,6 +99,7 @@ def _move_with_all(self: VAESim, net, images, at):
     if not due and s.update != "set": return
     Z = self._embed(images)
     if due:
+        from sklearn.cluster import KMeans   # here, so that importing a method stays quick
         found = KMeans(self.n_clusters_, n_init=3, random_state=self.random_state_).fit(Z)
         net.bank.set(torch.from_numpy(found.cluster_centers_).float())
     elif now >= s.kmeans_at or s.kmeans_at == 1:
