@@ -138,7 +138,7 @@ def reseed(self: PrototypeBank, z, after: int) -> int:
     _broadcast(self.unused)   # the first process's batch decided how many
     return len(dead)
 
-# %% ../nbs/03_prototypes.ipynb #c1a42e37
+# %% ../nbs/03_prototypes.ipynb #e121c692
 class PrototypesMixin:
     "For estimators whose networks hold a `bank`: responsibilities, `cluster_centers_`, `prototypes()`."
     def _responsibilities(self, net, z): return net.bank(z)
@@ -147,7 +147,7 @@ class PrototypesMixin:
     def cluster_centers_(self) -> np.ndarray:
         "The prototypes in the latent space, (K,d)."
         check_is_fitted(self, "module_")
-        return self.module_.bank.Q.cpu().numpy()
+        return self.module_.bank.Q.detach().cpu().numpy()
 
     def prototypes(self) -> np.ndarray:
         "The decoded prototypes: (K,H,W,C) float32 in [0,1]."

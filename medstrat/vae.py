@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOG_VARIANCE_RANGE', 'at_least_float32', 'reconstruction_loss', 'kl_normal', 'reparameterise', 'Autoencoder', 'VAE']
 
-# %% ../nbs/02_vae.ipynb #75ca6bbc
+# %% ../nbs/02_vae.ipynb #89f98334
 import copy
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from .networks import ConvDecoder, Encoder, conv_body, mlp_body, mlp_decoder
+from .networks import Encoder, make_body, make_decoder
 from .training.estimator import DeepClusterer
 from .training.phases import Phase
 from .training.presets import Count, Counts, NonNegative, Positive, Value
@@ -60,12 +60,12 @@ def reparameterise(mu, logvar):
     "A draw from N(mu, exp(logvar)) through which gradients flow."
     return mu + (0.5 * logvar).exp() * torch.randn_like(mu)
 
-# %% ../nbs/02_vae.ipynb #90c2ce27
+# %% ../nbs/02_vae.ipynb #c4d717c9
 @dataclass(kw_only=True, repr=False, eq=False)
 class Autoencoder(DeepClusterer):
     "An autoencoder (no clusters of its own): the base of the methods with an encoder and a decoder."
-    network: Literal["conv", "mlp"] | None = None  # convolutions, or fully connected layers
-    channels: Counts | None = None      # conv: channels of the blocks; each halves the side
+    network: Literal["conv", "resize", "mlp"] | None = None  # convolutions; 5×5 ones with a resizing decoder (DVC-1); fully connected layers
+    channels: Counts | None = None      # conv, resize: channels of the blocks; each halves the side
     hidden: Counts | None = None        # mlp: widths of the hidden layers
     latent_dim: Count | None = None                # d, the length of an embedding
     norm: Literal["batch", "none"] | None = None   # normalisation in the blocks
@@ -83,7 +83,7 @@ Autoencoder.presets = dict(ours={"*": dict(
     activation=Value("relu", "VAESim, appendix"), likelihood=Value("squared", "VAESim §3.1"),
     lr_schedule=Value("cosine", "lets the weights come to rest"))})
 
-# %% ../nbs/02_vae.ipynb #844b2be0
+# %% ../nbs/02_vae.ipynb #6bf221b5
 @patch
 def _heads(self: Autoencoder, s): return (s.latent_dim,)
 @patch
@@ -95,16 +95,15 @@ def _build(self: Autoencoder, shape, s):
     for name in ("encoder", "decoder"):
         own = getattr(s, name)
         if own is not None and not isinstance(own, nn.Module): raise ValueError(f"{name}={own!r} must be a torch.nn.Module, or None for the built-in one.")
-    if s.batch_size == 1 and s.network == "conv" and s.norm == "batch" and max(shape[:2]) < 2 ** (len(s.channels) + 1):
+    if s.batch_size == 1 and s.network != "mlp" and s.norm == "batch" and max(shape[:2]) < 2 ** (len(s.channels) + 1):
         raise ValueError("batch_size=1 leaves batch normalisation a single number to average; use batch_size ≥ 2, fewer channels, or norm='none'.")
     net, body = nn.Module(), copy.deepcopy(s.encoder)
     if body is None:
-        activation = s.encoder_activation or s.activation
-        body = conv_body(shape, s.channels, s.norm, activation) if s.network == "conv" else mlp_body(shape, s.hidden, activation)
+        body = make_body(s.network, shape, s.channels, s.hidden, s.norm, s.encoder_activation or s.activation)
     net.encoder, net.decoder = Encoder(body, shape, self._heads(s)), copy.deepcopy(s.decoder)
     d = s.latent_dim + self._condition_dim(s)
     if net.decoder is None:
-        net.decoder = ConvDecoder(d, shape, s.channels, s.norm, s.activation) if s.network == "conv" else mlp_decoder(d, shape, s.hidden, s.activation)
+        net.decoder = make_decoder(s.network, d, shape, s.channels, s.hidden, s.norm, s.activation)
     _check_decoder(net.decoder, d, shape)
     if s.likelihood == "gaussian": net.log_sigma = nn.Parameter(torch.tensor(math.log(s.sigma or 0.5)), requires_grad=s.sigma is None)
     return net
@@ -116,10 +115,10 @@ def _check_decoder(decoder, d, shape):
     except RuntimeError as e: raise ValueError(f"the decoder must take vectors of {d} numbers (embedding and condition) and return images (C,H,W) = {need}, but: {e}") from None
     if got != need: raise ValueError(f"the decoder returns images of shape (C,H,W) = {got}, needed is {need}.")
 
-# %% ../nbs/02_vae.ipynb #956ca5f0
+# %% ../nbs/02_vae.ipynb #e3bac05a
 @patch
 def _working_size(self: Autoencoder, images, s):
-    small = s.image_size is None and s.network == "conv" and s.encoder is None and min(images.shape[1:3]) < 28
+    small = s.image_size is None and s.network != "mlp" and s.encoder is None and min(images.shape[1:3]) < 28
     if small: self.provenance_["image_size"] = "images smaller than 28 are resized to 32 for convolutions"
     return 32 if small else s.image_size
 
@@ -138,22 +137,30 @@ def _logits(self: Autoencoder, net, z): return net.decoder(z)
 @patch
 def _decode(self: Autoencoder, net, z): return self._logits(net, z).sigmoid()
 
-# %% ../nbs/02_vae.ipynb #1f0f75f9
+# %% ../nbs/02_vae.ipynb #e40fd3f0
 @patch
 def _reconstruction(self: Autoencoder, net, logits, x):
     s = self.settings_
     return reconstruction_loss(logits, x, s.likelihood, getattr(net, "log_sigma", 0.0)).mean()
 
 @patch
+def _terms(self: Autoencoder, net, x):
+    "(embedding, terms of the loss): what pre-training and refining have in common."
+    z = net.encoder(x)[0]
+    return z, dict(reconstruction=self._reconstruction(net, self._logits(net, z), x))
+
+@patch
+def _objective(self: Autoencoder, terms, at): return terms["reconstruction"]
+
+@patch
 def _loss(self: Autoencoder, net, batch, at):
-    z = net.encoder(batch["x"])[0]
-    reconstruction = self._reconstruction(net, self._logits(net, z), batch["x"])
-    return dict(loss=reconstruction, reconstruction=reconstruction, z=z.detach())
+    z, terms = self._terms(net, batch["x"])
+    return dict(loss=self._objective(terms, at), **terms, z=z.detach())
 
 @patch
 def _phases(self: Autoencoder, s): return [Phase("train", s.epochs, self._loss, lr=s.lr, lr_factor=self._lr_factor(s))]
 
-# %% ../nbs/02_vae.ipynb #3e11fe8e
+# %% ../nbs/02_vae.ipynb #acb08da0
 @dataclass(kw_only=True, repr=False, eq=False)
 class VAE(Autoencoder):
     "A variational autoencoder (no clusters of its own). Source: Kingma & Welling 2014; beta: Higgins et al. 2017."
@@ -176,14 +183,16 @@ def _posterior(self: VAE, net, x):
 @patch
 def _beta(self: VAE, at):
     s = self.settings_
-    return s.beta * (1.0 if s.kl_warmup <= 0 else min(at.progress * s.epochs / s.kl_warmup, 1.0))
+    return s.beta * (1.0 if s.kl_warmup <= 0 else min(at.progress * at.epochs / s.kl_warmup, 1.0))
 
 @patch
-def _loss(self: VAE, net, batch, at):
-    mu, logvar = self._posterior(net, batch["x"])
+def _terms(self: VAE, net, x):
+    mu, logvar = self._posterior(net, x)
     z = reparameterise(mu, logvar)
-    reconstruction, kl = self._reconstruction(net, self._logits(net, z), batch["x"]), kl_normal(mu, logvar, self.settings_.prior_std).mean()
-    return dict(loss=reconstruction + self._beta(at) * kl, reconstruction=reconstruction, kl=kl, z=mu.detach())
+    return mu, dict(reconstruction=self._reconstruction(net, self._logits(net, z), x), kl=kl_normal(mu, logvar, self.settings_.prior_std).mean())
+
+@patch
+def _objective(self: VAE, terms, at): return terms["reconstruction"] + self._beta(at) * terms["kl"]
 
 # %% ../nbs/02_vae.ipynb #4616f73b
 @patch

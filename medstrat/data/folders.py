@@ -162,3 +162,39 @@ def _fetch_mnist(folder:Path) -> Path:
         np.savez_compressed(Path(tmp)/"mnist.npz", **arrays)
         os.replace(Path(tmp)/"mnist.npz", folder/"mnist.npz")
     return folder/"mnist.npz"
+
+# %% ../../nbs/00_data/01_folders.ipynb #50492da4
+def _folder(folder) -> Path:
+    "`folder` as a path; FileNotFoundError or NotADirectoryError when there is no such folder"
+    path = Path(folder).expanduser()
+    if not path.exists(): raise FileNotFoundError(f"There is no folder {path}.")
+    if not path.is_dir(): raise NotADirectoryError(f"{path} is a file; needed is the folder of the collection.")
+    return path
+
+def _visible(folder:Path) -> list: # of Path, sorted
+    return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+
+def _holds(folder:Path, n:int=6) -> str:
+    "What is in a folder, for error messages"
+    names = [p.name + "/" * p.is_dir() for p in _visible(folder)]
+    more = f" and {len(names) - n} more" if len(names) > n else ""
+    return f"{folder} holds: {', '.join(names[:n])}{more}." if names else f"{folder} is empty."
+
+# %% ../../nbs/00_data/01_folders.ipynb #35a5486f
+def _square(image, size:int) -> np.ndarray: # uint8, size×size or size×size×3
+    "A Pillow image (L or RGB), padded with black to a centred square and resized"
+    from PIL import Image
+    side = max(image.size)
+    canvas = Image.new(image.mode, (side, side))
+    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return np.asarray(canvas.resize((size, size), Image.Resampling.BILINEAR))
+
+def _check_side(size):
+    if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 2: raise ValueError(
+        f"image_size={size!r} was given; needed: the side of the images in pixels, a whole number of at least 2.")
+
+# %% ../../nbs/00_data/01_folders.ipynb #10109bf5
+def _each(items, what:str):
+    "`items`, one after the other, with a progress bar on a terminal"
+    from tqdm import tqdm
+    return tqdm(items, desc=what, disable=None, delay=2, leave=False)

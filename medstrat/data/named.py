@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIZES', 'medmnist_info', 'load_dataset', 'list_datasets']
 
-# %% ../../nbs/00_data/01_named.ipynb #22e15c62
+# %% ../../nbs/00_data/01_named.ipynb #0dd291ea
 import importlib.util
 import os
 import zipfile
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from .arrays import did_you_mean, plain
+from .collections import COLLECTIONS, _by_layout, _by_name, _collection_rows, _read
 from medstrat.data.folders import (
     MNIST_MD5,
     _fetch,
@@ -33,7 +34,7 @@ from .images import ImageSet, Splits, split
 
 SIZES = (28, 64, 128, 224)  # MedMNIST's, in pixels a side
 
-# %% ../../nbs/00_data/01_named.ipynb #9cad858a
+# %% ../../nbs/00_data/01_named.ipynb #c185cd5b
 @lru_cache
 def medmnist_info() -> dict: # {flag: {"label": …, "n_channels": …, "url": …, "MD5": …, "url_64": …}}
     "What the package medmnist knows about its two-dimensional sets"
@@ -43,7 +44,7 @@ def medmnist_info() -> dict: # {flag: {"label": …, "n_channels": …, "url": �
     spec.loader.exec_module(module)
     return {flag: info for flag, info in module.INFO.items() if not flag.endswith("3d")}
 
-# %% ../../nbs/00_data/01_named.ipynb #3c6f1f06
+# %% ../../nbs/00_data/01_named.ipynb #a0cbf009
 @lru_cache
 def _flags() -> dict: # {plain name of the file: (flag, size)}
     "Every file of MedMNIST's two-dimensional sets: `pneumoniamnist`, `pneumoniamnist_64`, …"
@@ -53,18 +54,20 @@ def _suffix(size:int) -> str:
     "How MedMNIST marks the size in names of files and keys"
     return "" if size == 28 else f"_{size}"
 
-# %% ../../nbs/00_data/01_named.ipynb #7d6d129c
+# %% ../../nbs/00_data/01_named.ipynb #b4247f37
 def _class_or_task_names(flag:str) -> dict: # arguments of `read_npz`
     "MedMNIST's names, for classes or, with several labels an image, for tasks"
     info = medmnist_info()[flag]
     if info["task"].startswith("multi-label"): return {"tasks": list(info["label"].values())}
     return {"classes": {int(k): v for k, v in info["label"].items()}}
 
-# %% ../../nbs/00_data/01_named.ipynb #16a5feb9
+# %% ../../nbs/00_data/01_named.ipynb #da3556fa
 def _resolve(name, size:int, data_dir=None) -> tuple: # (kind, name, size)
-    "(`digits` | `mnist` | `medmnist` | `file`, name or path, size); ValueError with near matches for an unknown name"
+    "(`digits` | `mnist` | `medmnist` | `file` | a key of COLLECTIONS, name or path, size); ValueError with near matches for an unknown name"
     text, key, files = str(name), plain(name), _files(data_dir)
-    if isinstance(name, Path) or len(Path(text).parts) > 1 or (text.endswith(".npz") and Path(text).is_file()): return "file", Path(text).expanduser(), size
+    if isinstance(name, Path) or len(Path(text).parts) > 1 or os.sep in text or (text.endswith(".npz") and Path(text).is_file()):
+        path = Path(text).expanduser()
+        return (*_by_layout(path), size) if path.is_dir() else ("file", path, size)
     if text.endswith(".npz"): text, key = text[:-4], plain(text[:-4])
     if key in ("digits", "mnist"): return key, key, size
     if key in _flags():
@@ -72,11 +75,14 @@ def _resolve(name, size:int, data_dir=None) -> tuple: # (kind, name, size)
         if own != 28 and size not in (28, own): raise ValueError(f"{name!r} names images of {own} pixels, but size={size} was given.")
         return "medmnist", flag, own if own != 28 else size
     if key in files: return "file", files[key], size
-    known = ["digits", "mnist", *medmnist_info(), *(p.stem for p in files.values())]
+    if found := _by_name(text, data_dir): return (*found, size)
+    if Path(text).is_dir(): return (*_by_layout(text), size)  # last, so that no folder that happens to lie here hides a set
+    known = ["digits", "mnist", *medmnist_info(), *COLLECTIONS, *(p.stem for p in files.values())]
     raise ValueError(f"No data set is named {name!r}.{did_you_mean(text, known)} list_datasets() lists all of them; the path of an .npz file "
-                     "(train_images, train_labels, …) works as well." + (" MedMNIST's volumes are not supported." if key.endswith("3d") else ""))
+                     "(train_images, train_labels, …) or of a folder with BraTS or REFUGE works as well."
+                     + (" MedMNIST's volumes are not supported." if key.endswith("3d") else ""))
 
-# %% ../../nbs/00_data/01_named.ipynb #7bd2c66e
+# %% ../../nbs/00_data/01_named.ipynb #3eef49d6
 def _locate(flag:str, size:int, data_dir, download:bool) -> Path:
     "The file of MNIST or of a MedMNIST set, from a data folder or downloaded; FileNotFoundError tells how to get it"
     stem, folders = flag + _suffix(size), data_folders(data_dir)
@@ -92,14 +98,14 @@ def _locate(flag:str, size:int, data_dir, download:bool) -> Path:
         except (OSError, ValueError) as e: raise _missing(file, url, folders, f"downloading it failed ({type(e).__name__}: {e})") from e
     raise _missing(file, url, folders, "none of the folders can be written to, so it cannot be downloaded")
 
-# %% ../../nbs/00_data/01_named.ipynb #fbaac586
+# %% ../../nbs/00_data/01_named.ipynb #f4b6b6ed
 def _torn(sets:dict, group:str) -> list: # notices
     "Say so when values of the column `group` occur in more than one of the given parts"
     values = [set(s.column(group).unique()) for s in sets.values() if s is not None]
     torn = {v for i, a in enumerate(values) for b in values[i+1:] for v in a & b}
     return [f"{len(torn)} of {len(set.union(*values))} values of {group!r} occur in more than one part of the split as given."] if torn else []
 
-# %% ../../nbs/00_data/01_named.ipynb #f67e9b1e
+# %% ../../nbs/00_data/01_named.ipynb #a6b11c20
 def _complete(name:str, sets:dict, group, carve_val:bool, notices:list) -> Splits:
     "Make the parts that are missing: `test` always, `val` on request; parts that are given stay as they are"
     if group is not None: notices += [_notice(f"{name}: {t}") for t in _torn(sets, group)]
@@ -111,7 +117,7 @@ def _complete(name:str, sets:dict, group, carve_val:bool, notices:list) -> Split
             notices.append(f"{name} comes without a {part} split: a fixed {share:.0%} of its training images was set aside{how}.")
     return Splits(name, sets["train"], sets["val"], sets["test"], tuple(notices))
 
-# %% ../../nbs/00_data/01_named.ipynb #b21c7289
+# %% ../../nbs/00_data/01_named.ipynb #d1bf788a
 def _unofficial(path:Path, sets:dict) -> list: # notices
     "A notice when a file bears the name of a published set but differs from it"
     if plain(path.stem) in _flags():
@@ -125,22 +131,22 @@ def _unofficial(path:Path, sets:dict) -> list: # notices
             f"{path.name} is not the official MNIST (its images or labels differ from the original files); it is used as it is.")]
     return []
 
-# %% ../../nbs/00_data/01_named.ipynb #5f836887
+# %% ../../nbs/00_data/01_named.ipynb #661c763d
 def _digits() -> ImageSet:
     "scikit-learn's 1,797 digits of 8×8 pixels; their gray values 0…16 spread over 0…255"
     from sklearn.datasets import load_digits
     d = load_digits()
     return ImageSet(np.rint(d.images * (255 / 16)).astype(np.uint8), {"label": d.target}, target="label", name="digits")
 
-# %% ../../nbs/00_data/01_named.ipynb #b4e2433b
+# %% ../../nbs/00_data/01_named.ipynb #3a36ad70
 def load_dataset(
-    name,                  # `digits`, `mnist`, a MedMNIST flag, the name of an .npz in the data folder, or a path to one
+    name,                  # `digits`, `mnist`, a MedMNIST flag, `brats`, `refuge`, the name of an .npz in the data folder; or a path to an .npz or a folder
     *,
     size:int=28,           # which of MedMNIST's files: 28, 64, 128 or 224 pixels a side
     image_size:int=None,   # resize to this side, in pixels; None: as stored
     data_dir=None,         # data folder; None: MEDSTRAT_DATA, then the platform's cache folder
     download:bool=True,    # fetch a missing file, with checksum and progress
-    group:str=None,        # column that a split made here must not tear apart, e.g. "patient"
+    group:str=None,        # column that a split made here must not tear apart, e.g. "patient"; None: for `brats` the patient, else none
     carve_val:bool=False,  # where there is no validation split: set aside a tenth of train
 ) -> Splits: # parts that do not exist are None; `notices` tell what differs from the published set
     "Load a named set. ValueError: unknown name or unusable file; FileNotFoundError: nothing on disk and no download"
@@ -148,6 +154,9 @@ def load_dataset(
     kind, source, size = _resolve(name, size, data_dir)
     if size != 28 and kind != "medmnist": raise ValueError(f"size={size} chooses a file of MedMNIST; {name!r} is none. To resize: image_size={size}.")
     if kind == "digits": title, sets, notices = kind, {"train": _digits(), "val": None, "test": None}, []
+    elif kind in COLLECTIONS:
+        title, images, notices = _read(kind, source, image_size)
+        sets, group = {"train": images, "val": None, "test": None}, group or COLLECTIONS[kind].group
     else:
         path = source if kind == "file" else _locate(source, size, data_dir, download)
         flag = _flags().get(plain(path.stem), (None,))[0]
@@ -158,7 +167,7 @@ def load_dataset(
     splits = _complete(title, sets, group, carve_val, notices)
     return splits if image_size is None else splits.resize(image_size)
 
-# %% ../../nbs/00_data/01_named.ipynb #35012dec
+# %% ../../nbs/00_data/01_named.ipynb #7d96b211
 def _shapes(path:Path) -> dict: # {key: shape}
     "Shapes of the arrays of an npz, from their headers alone"
     with zipfile.ZipFile(path) as z:
@@ -169,7 +178,7 @@ def _shapes(path:Path) -> dict: # {key: shape}
                 out[member.removesuffix(".npy")] = header(f)[0]
     return out
 
-# %% ../../nbs/00_data/01_named.ipynb #23b99553
+# %% ../../nbs/00_data/01_named.ipynb #3feb832f
 def _file_row(path:Path) -> dict:
     "What `list_datasets` says about one file"
     try:
@@ -181,11 +190,11 @@ def _file_row(path:Path) -> dict:
     except (zipfile.BadZipFile, zlib.error, OSError, ValueError, KeyError, IndexError, EOFError) as e:
         return {"name": path.stem, "images": 0, "side": "", "channels": 0, "classes": 0, "where": f"data folder (unreadable: {type(e).__name__})"}
 
-# %% ../../nbs/00_data/01_named.ipynb #1331fd51
+# %% ../../nbs/00_data/01_named.ipynb #dc3f8756
 def list_datasets(
     data_dir=None, # data folder; None: MEDSTRAT_DATA and the platform's cache folder
 ) -> pd.DataFrame: # name, images, side (pixels), channels, classes, where
-    "Every set that `load_dataset` knows: embedded, in a data folder, or to be downloaded"
+    "Every set that `load_dataset` knows: embedded, in a data folder, to be downloaded, or to be asked for"
     files = _files(data_dir)
     rows = [{"name": "digits", "images": 1797, "side": "8", "channels": 1, "classes": 10, "where": "embedded"}]
     rows += [{"name": "mnist", "images": 70000, "side": "28", "channels": 1, "classes": 10, "where": "data folder" if "mnist" in files else "download"}]
@@ -193,4 +202,4 @@ def list_datasets(
         here = [s for s in SIZES if plain(flag + _suffix(s)) in files]
         rows.append({"name": flag, "images": sum(info["n_samples"].values()), "side": ", ".join(map(str, SIZES)), "channels": info["n_channels"],
                      "classes": len(info["label"]), "where": f"data folder ({', '.join(map(str, here))})" if here else "download"})
-    return pd.DataFrame(rows + [_file_row(p) for key, p in files.items() if key != "mnist" and key not in _flags()])
+    return pd.DataFrame(rows + _collection_rows(data_dir) + [_file_row(p) for key, p in files.items() if key != "mnist" and key not in _flags()])

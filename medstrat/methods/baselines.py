@@ -21,7 +21,7 @@ from ..training.phases import Phase
 from ..training.presets import Count, Value, register
 from ..vae import VAE, Autoencoder
 
-# %% ../../nbs/05_methods/00_baselines.ipynb #c43146f2
+# %% ../../nbs/05_methods/00_baselines.ipynb #c5101b0d
 @dataclass(kw_only=True, repr=False, eq=False)
 class KMeansMixin(PrototypesMixin):
     "Adds k-means on the embeddings as the last phase of a `DeepClusterer`."
@@ -33,8 +33,8 @@ class KMeansMixin(PrototypesMixin):
     def _responsibilities(self, net, z):  # k-means is hard: all to the nearest
         return F.one_hot(net.bank(z).argmax(1), len(net.bank.Q)).float()
 
-    def _check_counts(self, n, s):
-        super()._check_counts(n, s)
+    def _check_counts(self, n, s, images):
+        super()._check_counts(n, s, images)
         if s.n_clusters == "elbow" and n < 20: raise ValueError(f"n_clusters='elbow' needs at least 20 images to see a knee, got {n}. Give a number.")
 
     def _kmeans(self, net, images):

@@ -71,7 +71,7 @@ def _loss(self: VAESim, net, batch, at):
         terms["loss"] = terms["loss"] + s.orthogonality * terms["orthogonality"]
     return dict(terms, z=(z if s.condition_on == "sample" else mu).detach(), c=c.detach())
 
-# %% ../../nbs/05_methods/01_vaesim.ipynb #de9b5f17
+# %% ../../nbs/05_methods/01_vaesim.ipynb #cdbbf613
 @patch
 def _first_prototypes(self: VAESim, net, images):
     "K embeddings of random training images, or of uniform noise. Source: VAESim §3.2; released code."
@@ -81,7 +81,7 @@ def _first_prototypes(self: VAESim, net, images):
     net.bank.set(torch.from_numpy(self._embed(chosen)))
 
 @patch
-def _move(self: VAESim, net, out, at):
+def _move(self: VAESim, net, images, out, at):
     "After a step: Algorithm 2, then re-seed the dead."
     s = self.settings_
     if s.update != "batch": return

@@ -78,20 +78,20 @@ def _lr_factor(self: DeepClusterer, s):
     "The learning rate's course, for a `Phase`."
     return lambda at: learning_rate_factor(s.lr_schedule, at)
 
-# %% ../../nbs/01_training/05_estimator.ipynb #5d5283cb
+# %% ../../nbs/01_training/05_estimator.ipynb #8300e86e
 @patch
 def _working_size(self: DeepClusterer, images, s) -> int | None:
     "The side that images are resized to; a method may have its own rule where `image_size` is None."
     return s.image_size
 
 @patch
-def _check_counts(self: DeepClusterer, n: int, s):
+def _check_counts(self: DeepClusterer, n: int, s, images):
     "Can so many clusters be made of so many images?"
     if n < 2: raise ValueError(f"got {n} image; clustering needs at least 2.")
     if isinstance(s.n_clusters, int) and s.n_clusters > n:
         raise ValueError(f"n_clusters={s.n_clusters} is more than the {n} images given. Choose n_clusters ≤ {n}.")
 
-# %% ../../nbs/01_training/05_estimator.ipynb #2f367757
+# %% ../../nbs/01_training/05_estimator.ipynb #5b8fe289
 @patch
 def _start(self: DeepClusterer, X, condition, resume, has_validation):
     "Settle the parameters and build the networks; returns (settings, images)."
@@ -101,7 +101,7 @@ def _start(self: DeepClusterer, X, condition, resume, has_validation):
     images = as_images(X)
     s.image_size = self._working_size(images, s)
     images = self._take(images, s.image_size)
-    self._check_counts(len(images), s)
+    self._check_counts(len(images), s, images)
     if s.patience and not has_validation: raise ValueError(f"patience={s.patience} needs validation images: fit(X, validation=…).")
     if s.random_state is None and resume is not None: s.random_state = read_checkpoint(resume)["medstrat"]["seed"]   # the one it drew
     if s.random_state is None and (s.trainer_options or {}).get("devices", 1) != 1:
@@ -149,22 +149,22 @@ def fit(
     self.labels_ = self._labels(images)
     return self
 
-# %% ../../nbs/01_training/05_estimator.ipynb #28f2009a
+# %% ../../nbs/01_training/05_estimator.ipynb #0dd00845
 @patch
 def _train(self: DeepClusterer, s, images, validation, resume):
     "Run the phases; fills `history_`, `n_iter_`, `interrupted_`, and `checkpoint_` with the path of the last checkpoint."
     from medstrat.training.loop import NonFiniteLoss
-    rows, first, trouble = [], 0, None
+    self._rows, first, trouble = [], 0, None   # the history so far; a phase's `before` may add what it looked up
     self.interrupted_, self.checkpoint_ = False, None
-    if resume is not None: rows, first = self._read_checkpoint(resume, images, s)
+    if resume is not None: self._rows, first = self._read_checkpoint(resume, images, s)
     for i, phase in enumerate(self._phases(s)):
         if i < first: continue
         try:
-            if phase.before and not (resume and i == first): phase.before(self.module_, images)
-            if self.interrupted_ or phase.epochs == 0: continue
-            self._run(i, phase, s, images, validation, rows, resume if i == first else None)
+            done = phase.before is not None and not (resume and i == first) and phase.before(self.module_, images)
+            if done or self.interrupted_ or phase.epochs == 0: continue
+            self._run(i, phase, s, images, validation, self._rows, resume if i == first else None)
         except NonFiniteLoss as e: trouble, self.interrupted_ = e, True
-        finally: self.history_, self.n_iter_ = pd.DataFrame(rows), len(rows)
+        finally: self.history_, self.n_iter_ = pd.DataFrame(self._rows), len(self._rows)
     if trouble is not None:
         self.module_.eval()
         self.labels_ = self._labels(images)

@@ -6,22 +6,24 @@
 __all__ = ['Moment', 'linear', 'learning_rate_factor', 'Phase', 'ImageBatches', 'mix_seed', 'ShuffledBatches', 'train_loader',
            'to_network', 'pick_device', 'bfloat16_is_fast', 'pick_precision']
 
-# %% ../../nbs/01_training/01_phases.ipynb #c5aec28f
+# %% ../../nbs/01_training/01_phases.ipynb #62ae004c
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-# %% ../../nbs/01_training/01_phases.ipynb #92693323
+# %% ../../nbs/01_training/01_phases.ipynb #077b52e5
 @dataclass(frozen=True)
 class Moment:
     "A point in a phase's training."
     epoch: int = 0         # epochs finished in this phase
     step: int = 0          # optimiser steps done in this phase
     progress: float = 1.0  # share of the phase's steps done, 0…1 (1 outside training)
+    epochs: int = 1        # epochs that the phase has
 
 # %% ../../nbs/01_training/01_phases.ipynb #58d749a9
 def linear(start: float, end: float, progress: float, until: float = 1.0) -> float:
@@ -41,7 +43,7 @@ def learning_rate_factor(
     if schedule == "constant": return 1.0
     raise ValueError(f"lr_schedule={schedule!r} is unknown; choose 'constant', 'cosine' or 'step'.")
 
-# %% ../../nbs/01_training/01_phases.ipynb #4368a81f
+# %% ../../nbs/01_training/01_phases.ipynb #14912f8d
 @dataclass
 class Phase:
     "One stage of a training."
@@ -50,18 +52,21 @@ class Phase:
     loss: Callable | None = None          # (net, batch, moment) → dict with "loss", terms, and anything for `after_step`
     lr: float = 1e-3
     lr_factor: Callable = lambda at: 1.0  # moment → factor on the learning rate
-    learns: tuple | None = None           # names of the sub-modules that learn; None: all. The others are frozen and in eval mode
+    learns: tuple | None = None           # names of the sub-modules that learn ("decoder", "encoder.heads"); None: all. The others are frozen and in eval mode
     optimizer: Callable = torch.optim.Adam  # (parameters, lr) → optimiser
-    before: Callable | None = None        # (net, images) → None, once at the start
-    after_step: Callable | None = None    # (net, outputs of the loss, moment) → None, after each optimiser step
-    after_epoch: Callable | None = None   # (net, images, moment) → None, after each epoch
+    before: Callable | None = None        # (net, images), once at the start; True: nothing is left to train
+    after_step: Callable | None = None    # (net, images, outputs of the loss, moment), after each optimiser step; True: the phase ends
+    after_epoch: Callable | None = None   # (net, images, moment), after each epoch
+    memory: Any = None                    # with `state_dict`, `load_state_dict` and `finished`: kept in checkpoints
 
     def frozen(self, net) -> list:
         "The sub-modules which this phase does not train."
-        known = dict(net.named_children())
-        unknown = set(self.learns or ()) - set(known)
-        if unknown: raise ValueError(f"phase {self.name!r} trains {sorted(unknown)}, but the networks are {sorted(known)}.")
-        return [m for name, m in known.items() if self.learns is not None and name not in self.learns]
+        if self.learns is None: return []
+        known = dict(net.named_modules())
+        unknown = set(self.learns) - set(known)
+        if unknown: raise ValueError(f"phase {self.name!r} trains {sorted(unknown)}, but the networks are {sorted(n for n, _ in net.named_children())}.")
+        within = lambda a, b: a == b or a.startswith(b + ".")
+        return [m for name, m in known.items() if name and not any(within(name, l) or within(l, name) for l in self.learns)]
 
 # %% ../../nbs/01_training/01_phases.ipynb #03680bc4
 class ImageBatches(Dataset):
