@@ -44,7 +44,7 @@ def distort(
 
 def _layout(x): return torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
 
-# %% ../nbs/03_pretraining.ipynb #6866eae0
+# %% ../nbs/03_pretraining.ipynb #23430e37
 @dataclass(kw_only=True, repr=False, eq=False)
 class PretrainMixin:
     "Adds pre-training by reconstruction to a method that derives from `Autoencoder`."
@@ -53,7 +53,7 @@ class PretrainMixin:
     layer_epochs: Epochs | None = None      # layer-wise: epochs of each layer before that
     dropout: Share | None = None            # layer-wise: share of a layer's inputs set to zero
     pretrain_lr: Positive | None = None     # learning rate of the pre-training
-    pretrain_schedule: Literal["constant", "cosine", "step"] | None = None  # its course
+    pretrain_schedule: Literal["constant", "cosine", "step", "tenths"] | None = None  # its course
     augment: Literal["none", "affine"] | None = None  # small distortions while training (pre-training and refinement)
     budget: Share = 1.0                     # share of the pre-training's epochs that is run
     pretrained: Any = None                  # a file written by `save`: its encoder and decoder are taken, nothing is pre-trained

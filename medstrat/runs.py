@@ -24,10 +24,10 @@ from .evaluation.metrics import Encoded, evaluate
 from .training.phases import pick_device, pick_precision
 from .training.presets import CHAINS, get_method, match_name, resolve
 
-# %% ../nbs/06_runs.ipynb #d90b302d
+# %% ../nbs/06_runs.ipynb #f3c77a6b
 PROTOCOL = 1   # version of the evaluation protocol; runs of different versions are not put into one table
 _FIXED = ("preset", "random_state", "encoder", "decoder")  # set by the run's own words, or not writable as text
-_SILENT = ("verbose", "num_workers", "accelerator", "trainer_options", "checkpoint_dir")  # change nothing in the result
+_SILENT = ("verbose", "num_workers", "accelerator", "trainer_options", "checkpoint_dir", "cache_dir")  # change nothing in the result
 
 @dataclass
 class Request:
@@ -125,7 +125,7 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[name], self.last = round(now - self.last, 2), now
 
-# %% ../nbs/06_runs.ipynb #3e8e19af
+# %% ../nbs/06_runs.ipynb #d6e78151
 def _score(run: Run, clock) -> Run:
     "Embed all splits, score, and note everything down."
     sets = {k: getattr(run.splits, k) for k in ("train", "val", "test") if getattr(run.splits, k) is not None}
@@ -144,7 +144,8 @@ def describe_run(run: Run, seconds: dict) -> dict:
     "What `run.json` says."
     model, s = run.model, run.model.settings_
     packages = ("medstrat", "torch", "pytorch-lightning", "scikit-learn", "numpy")
-    settings = {k: v for k, v in vars(s).items() if k not in ("encoder", "decoder", "trainer_options", "checkpoint_dir", "verbose")}
+    settings = {k: v for k, v in vars(s).items() if k not in ("encoder", "decoder", "trainer_options", "checkpoint_dir", "cache_dir", "verbose")}
+    if len(model.history_): seconds = dict(seconds, epochs=round(float(model.history_.seconds.sum()), 2))   # with a pre-training that was looked up
     return dict(
         protocol=PROTOCOL, model=model.name, dataset=run.splits.name, preset=model.preset, seed=model.random_state_,
         parameters=run.request.parameters, settings=settings, provenance={k: model.provenance_[k] for k in settings},

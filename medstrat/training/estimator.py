@@ -27,7 +27,7 @@ from .phases import learning_rate_factor, mix_seed, pick_device, pick_precision
 from .presets import Count, Epochs, Positive, Value, resolve
 from .saving import SavingMixin
 
-# %% ../../nbs/01_training/05_estimator.ipynb #ee4290b9
+# %% ../../nbs/01_training/05_estimator.ipynb #25604718
 @dataclass(kw_only=True, repr=False, eq=False)
 class DeepClusterer(SavingMixin, InferenceMixin, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, BaseEstimator):
     "Base class of all methods: a scikit-learn clusterer and transformer over images."
@@ -37,7 +37,7 @@ class DeepClusterer(SavingMixin, InferenceMixin, ClassNamePrefixFeaturesOutMixin
     epochs: Epochs | None = None      # passes through the training images (of the main phase)
     batch_size: Count | None = None   # images a step
     lr: Positive | None = None        # learning rate
-    lr_schedule: Literal["constant", "cosine", "step"] | None = None  # its course over a phase
+    lr_schedule: Literal["constant", "cosine", "step", "tenths"] | None = None  # its course over a phase
     patience: Count | None = None     # with validation images: epochs without improvement before stopping
     random_state: Any = None          # an int makes the run repeatable; None draws one and keeps it as `random_state_`
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"  # where to compute
@@ -189,9 +189,9 @@ def _run(self: DeepClusterer, i, phase, s, images, validation, rows, resume):
         warnings.warn(f"Training was interrupted in phase {phase.name!r}, epoch {len(rows)}; what has been learned so far is kept."
                       + (f" Go on with fit(…, resume={self.checkpoint_!r})." if self.checkpoint_ else ""))
 
-# %% ../../nbs/01_training/05_estimator.ipynb #afad8e8c
+# %% ../../nbs/01_training/05_estimator.ipynb #423987a3
 # what may differ between the two halves of a resumed training
-_ENGINE = ("verbose", "checkpoint_dir", "num_workers", "accelerator", "trainer_options", "random_state", "encoder", "decoder")
+_ENGINE = ("verbose", "checkpoint_dir", "cache_dir", "num_workers", "accelerator", "trainer_options", "random_state", "encoder", "decoder")
 
 @patch
 def _fingerprint(self: DeepClusterer, images, s) -> dict:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .phases import Moment, Phase, mix_seed, to_network, train_loader
 
-# %% ../../nbs/01_training/02_loop.ipynb #7074704e
+# %% ../../nbs/01_training/02_loop.ipynb #151f8df0
 class NonFiniteLoss(FloatingPointError):
     "A term of the loss, or a weight, became NaN or infinite."
 
@@ -34,12 +34,12 @@ class PhaseModule(pl.LightningModule):
         self.frozen, self.flags = phase.frozen(net), [(p, p.requires_grad) for p in net.parameters()]
         self.step, self.interrupted = 0, False
 
-    def moment(self): return Moment(self.current_epoch, self.step, self.step / self.steps, self.phase.epochs)
+    def moment(self): return Moment(self.current_epoch, self.step, self.step / self.steps, self.phase.epochs, self.steps)
 
     def configure_optimizers(self):
         for m in self.frozen: m.requires_grad_(False)    # put back by `run_phase`; what a user has frozen stays so
         optimizer = self.phase.optimizer([p for p in self.net.parameters() if p.requires_grad], lr=self.phase.lr)
-        at = lambda n: Moment(n * self.phase.epochs // self.steps, n, n / self.steps, self.phase.epochs)
+        at = lambda n: Moment(n * self.phase.epochs // self.steps, n, n / self.steps, self.phase.epochs, self.steps)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: self.phase.lr_factor(at(n)))
         return dict(optimizer=optimizer, lr_scheduler=dict(scheduler=schedule, interval="step"))
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-# %% ../../nbs/01_training/01_phases.ipynb #077b52e5
+# %% ../../nbs/01_training/01_phases.ipynb #a461b1d2
 @dataclass(frozen=True)
 class Moment:
     "A point in a phase's training."
@@ -24,24 +24,26 @@ class Moment:
     step: int = 0          # optimiser steps done in this phase
     progress: float = 1.0  # share of the phase's steps done, 0…1 (1 outside training)
     epochs: int = 1        # epochs that the phase has
+    steps: int = 1         # optimiser steps that the phase has
 
-# %% ../../nbs/01_training/01_phases.ipynb #58d749a9
+# %% ../../nbs/01_training/01_phases.ipynb #9657f7bb
 def linear(start: float, end: float, progress: float, until: float = 1.0) -> float:
     "From `start` to `end` along a line over the first `until` of the progress, then constant."
     if progress >= until: return end
     return start + (end - start) * max(progress, 0.0) / until
 
 def learning_rate_factor(
-    schedule: str,    # "constant", "cosine" (to zero) or "step"
+    schedule: str,    # "constant", "cosine" (to zero), "step", or "tenths" (divided by ten at every tenth of the phase)
     at: Moment,
     every: int = 20,  # step: epochs between two drops
     factor: float = 0.2,  # step: what each drop multiplies the rate with
 ) -> float:
     "What the learning rate is multiplied with at this moment."
     if schedule == "cosine": return 0.5 * (1 + math.cos(math.pi * min(at.progress, 1.0)))
+    if schedule == "tenths": return 0.1 ** int(10 * at.progress)
     if schedule == "step": return factor ** (at.epoch // every)
     if schedule == "constant": return 1.0
-    raise ValueError(f"lr_schedule={schedule!r} is unknown; choose 'constant', 'cosine' or 'step'.")
+    raise ValueError(f"lr_schedule={schedule!r} is unknown; choose 'constant', 'cosine', 'step' or 'tenths'.")
 
 # %% ../../nbs/01_training/01_phases.ipynb #14912f8d
 @dataclass

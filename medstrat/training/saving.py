@@ -36,8 +36,8 @@ def read_header(
                          f"It was written by medstrat {header['medstrat']}; install that version to read it.")
     return header
 
-# %% ../../nbs/01_training/03_saving.ipynb #0cdb6d9d
-_NOT_SAVED = ("trainer_options", "checkpoint_dir", "encoder", "decoder")   # cannot be written as JSON, or belong to one machine
+# %% ../../nbs/01_training/03_saving.ipynb #a7394f36
+_NOT_SAVED = ("trainer_options", "checkpoint_dir", "cache_dir", "encoder", "decoder")   # cannot be written as JSON, or belong to one machine
 
 class SavingMixin:
     "`save` and `load` for estimators with `settings_`, `module_` and `_make`."
