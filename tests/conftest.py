@@ -29,7 +29,7 @@ def images(n=60, side=16, seed=0, channels=1, width=None):
 def tiny(method="VAESim", **changes):
     "An unfitted estimator that trains in a fraction of a second"
     cls = get_method(method)
-    small = dict(n_clusters=3, image_size=16, epochs=2, batch_size=20, channels=(4, 8), hidden=(16,), latent_dim=4,
+    small = dict(n_clusters=3, image_size=16, epochs=2, pretrain_epochs=2, layer_epochs=1, batch_size=20, channels=(4, 8), hidden=(16,), latent_dim=4,
                  random_state=0, accelerator="cpu", precision="32-true", verbose=False)
     known = cls.__dataclass_fields__
     return cls(**{k: v for k, v in (small | changes).items() if k in known or k in changes})

@@ -6,7 +6,7 @@
 __all__ = ['BEST', 'log_student_t', 'cluster_weights', 'sharpen', 'StudentBank', 'Target', 'first_clusters', 'SelfTrainingMixin',
            'DEC', 'IDEC']
 
-# %% ../../nbs/05_methods/03_dec.ipynb #130fcf42
+# %% ../../nbs/05_methods/03_dec.ipynb #54e1e432
 import math
 import warnings
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from torch import nn
 
 from ..pretraining import PretrainMixin
 from ..prototypes import PrototypesMixin, similarity
-from ..training.phases import Phase
+from ..training.phases import Phase, adam
 from ..training.presets import Count, Epochs, NonNegative, Positive, Share, Value, register
 from ..vae import Autoencoder
 
@@ -169,8 +169,8 @@ def _refine_objective(self: SelfTrainingMixin, terms, at):
     "What L_r is, summed over pixels."
     return terms["reconstruction"]
 
-# %% ../../nbs/05_methods/03_dec.ipynb #b2712c04
-_OPTIMIZERS = dict(adam=torch.optim.Adam, sgd=partial(torch.optim.SGD, momentum=0.9))
+# %% ../../nbs/05_methods/03_dec.ipynb #428d2849
+_OPTIMIZERS = dict(adam=adam, sgd=partial(torch.optim.SGD, momentum=0.9))
 
 @patch
 def _first_centres(self: SelfTrainingMixin, net, images):
