@@ -61,11 +61,11 @@ def _interrupt_the_kernel():
     try: yield
     finally: signal.signal(signal.SIGINT, previous)
 
-# %% ../nbs/10_cli.ipynb #1cc2824b
+# %% ../nbs/10_cli.ipynb #a1660ec6
 @app.command()
 def run(
     model: Annotated[str, typer.Argument(help="A method; `medstrat models` lists them.")] = "vaesim",
-    dataset: Annotated[str, typer.Option(help="A data set's name, or a path to an .npz file; `medstrat datasets` lists them.")] = "digits",
+    dataset: Annotated[str, typer.Option(help="A data set's name, or a path to an .npz file or a folder; `medstrat datasets` lists them.")] = "digits",
     seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
     preset: Annotated[str, typer.Option(help="paper, released or best.")] = "best",
     on: Annotated[str, typer.Option(help="Scored split: test, val or val+test.")] = "test",

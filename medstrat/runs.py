@@ -24,7 +24,7 @@ from .evaluation.metrics import Encoded, evaluate
 from .training.phases import pick_device, pick_precision
 from .training.presets import CHAINS, get_method, match_name, resolve
 
-# %% ../nbs/06_runs.ipynb #f3c77a6b
+# %% ../nbs/06_runs.ipynb #12bed05c
 PROTOCOL = 1   # version of the evaluation protocol; runs of different versions are not put into one table
 _FIXED = ("preset", "random_state", "encoder", "decoder")  # set by the run's own words, or not writable as text
 _SILENT = ("verbose", "num_workers", "accelerator", "trainer_options", "checkpoint_dir", "cache_dir")  # change nothing in the result
@@ -33,7 +33,7 @@ _SILENT = ("verbose", "num_workers", "accelerator", "trainer_options", "checkpoi
 class Request:
     "What a run was asked to do."
     model: str = "vaesim"      # name of a method
-    dataset: str = "digits"    # name of a set, or a path to an .npz file
+    dataset: str = "digits"    # name of a set, or a path to an .npz file or a folder
     seed: int = 0              # of everything that is random
     preset: str = "best"       # "paper", "released" or "best"
     on: str = "test"           # scored split: "test", "val" or "val+test"

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['KMeansMixin', 'PixelKMeans', 'PCAKMeans', 'AEKMeans', 'VAEKMeans']
 
-# %% ../../nbs/05_methods/00_baselines.ipynb #84502533
-from dataclasses import dataclass
-from typing import Literal
+# %% ../../nbs/05_methods/00_baselines.ipynb #769182db
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..evaluation.choice import choose_n_clusters
+from ..pretraining import load_autoencoder
 from ..prototypes import PrototypeBank, PrototypesMixin
 from ..training.estimator import DeepClusterer
 from ..training.phases import Phase
@@ -96,14 +97,23 @@ class PCAKMeans(PixelKMeans):
     def _decode(self, net, z):
         with torch.autocast(z.device.type, enabled=False): return super()._decode(net, z @ net.components + net.mean)
 
-# %% ../../nbs/05_methods/00_baselines.ipynb #79826406
+# %% ../../nbs/05_methods/00_baselines.ipynb #a7ad3bbf
+@dataclass(kw_only=True, repr=False, eq=False)
 class _DeepKMeans(KMeansMixin):
+    pretrained: Any = None   # a file written by `save`: its encoder and decoder are taken, nothing is trained
+
     def _build(self, shape, s):
         net = super()._build(shape, s)
         net.bank = PrototypeBank(self.n_clusters_, s.latent_dim, "euclidean")
         return net
 
-    def _phases(self, s): return [*super()._phases(s), Phase("k-means", 0, before=self._kmeans)]
+    def _phases(self, s):
+        train, = super()._phases(s)
+        return [replace(train, before=self._take_over), Phase("k-means", 0, before=self._kmeans)]
+
+    def _take_over(self, net, images):
+        if self.settings_.pretrained is not None: load_autoencoder(net, self.settings_.pretrained)
+        return self.settings_.pretrained is not None
 
 @register
 @dataclass(kw_only=True, repr=False, eq=False)
