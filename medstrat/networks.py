@@ -101,7 +101,7 @@ def mlp_decoder(in_features: int, shape: tuple, hidden: tuple, activation: str =
     height, width, c = shape
     return nn.Sequential(*layers, nn.Linear(widths[-1], math.prod(shape)), nn.Unflatten(1, (c, height, width)))
 
-# %% ../nbs/02_networks.ipynb #09cb2921
+# %% ../nbs/02_networks.ipynb #60589f4e
 class ResizeDecoder(nn.Module):
     "Linear layer, then resizing (nearest) and 3×3 convolutions up to (H,W): (B,in_features) → logits (B,C,H,W). Source: DVC §IV."
     def __init__(self, in_features: int, shape: tuple, channels: tuple, norm: str = "batch", activation: str = "relu"):
@@ -110,10 +110,12 @@ class ResizeDecoder(nn.Module):
         sides = list(zip(halved_sides(height, len(channels)), halved_sides(width, len(channels))))[::-1]
         self.start = (channels[-1], *sides[0])
         self.linear = nn.Linear(in_features, math.prod(self.start))
-        layers, widths = [activation_layer(activation)], [*reversed(channels[:-1]), channels[0], c]
-        for a, b, side in zip([channels[-1], *widths], widths, sides[1:]):
-            layers += [nn.Upsample(size=side), nn.Conv2d(a, b, 3, padding=1, bias=norm == "none"), norm_layer(norm, b), activation_layer(activation)]
-        self.blocks = nn.Sequential(*layers, nn.Conv2d(channels[0], c, 3, padding=1))
+        layers, widths = [activation_layer(activation)], [*reversed(channels), c]
+        for i, (a, b) in enumerate(zip(widths, widths[1:])):
+            last = i == len(channels) - 1
+            layers += [nn.Upsample(size=sides[i + 1]), nn.Conv2d(a, b, 3, padding=1, bias=last or norm == "none")]
+            if not last: layers += [norm_layer(norm, b), activation_layer(activation)]
+        self.blocks = nn.Sequential(*layers)
 
     def forward(self, z): return self.blocks(self.linear(z).unflatten(1, self.start)).float()
 
