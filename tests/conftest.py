@@ -13,6 +13,7 @@ hypothesis.settings.load_profile("repeatable")
 
 METHODS = [m.name for m in list_methods()]
 DEEP = [m for m in METHODS if m not in ("pixels + k-means", "PCA + k-means")]   # those which train by gradient
+PRETRAINED = [m for m in METHODS if "pretrain_epochs" in get_method(m).__dataclass_fields__]    # those which begin with an autoencoder's training
 
 
 def images(n=60, side=16, seed=0, channels=1, width=None):

@@ -99,7 +99,7 @@ def test_what_a_run_leaves(done):
     r = json.loads((folder / "run.json").read_text())
     assert (r["model"], r["dataset"], r["preset"], r["seed"], r["epochs"], r["interrupted"]) == ("VAESim", "stripes", "best", 1, 1, False)
     assert r["images"] == dict(train=60, val=20, test=30) and r["settings"]["latent_dim"] == 4 and r["provenance"]["latent_dim"] == "given"
-    assert set(r["settings"]) == set(r["provenance"]) and r["versions"]["torch"] and set(r["seconds"]) == {"load", "fit", "embed", "evaluate"}
+    assert set(r["settings"]) == set(r["provenance"]) and r["versions"]["torch"] and set(r["seconds"]) == {"load", "fit", "embed", "evaluate", "epochs"}
     rows = pd.read_csv(folder / "assignments.csv")
     assert rows.groupby("split").size().to_dict() == r["images"]
     model = load_model(folder / "model.safetensors")

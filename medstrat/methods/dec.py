@@ -108,7 +108,7 @@ def first_clusters(
     empty = [j for j in range(k) if not (labels == j).any()]
     return np.stack([found.means_[j] * scale if j in empty else Z[labels == j].mean(0) for j in range(k)])
 
-# %% ../../nbs/05_methods/03_dec.ipynb #3bb0eb0e
+# %% ../../nbs/05_methods/03_dec.ipynb #02979654
 @dataclass(kw_only=True, repr=False, eq=False)
 class SelfTrainingMixin(PretrainMixin, PrototypesMixin):
     "Refines clusters and embedding by self-training. Source: DEC §3."
@@ -135,12 +135,9 @@ class SelfTrainingMixin(PretrainMixin, PrototypesMixin):
 def _distinct(images, enough: int) -> int:
     "How many different images there are, counted up to `enough`."
     seen = set()
-    for image in images:
-        seen.add(image.tobytes())
-        if len(seen) >= enough: break
-    return len(seen)
+    return next((enough for image in images if not seen.add(image.tobytes()) and len(seen) >= enough), len(seen))
 
-# %% ../../nbs/05_methods/03_dec.ipynb #7770a6d5
+# %% ../../nbs/05_methods/03_dec.ipynb #82d7aebf
 @patch
 def _build(self: SelfTrainingMixin, shape, s):
     net = super(SelfTrainingMixin, self)._build(shape, s)
@@ -155,9 +152,8 @@ def _weights(self: SelfTrainingMixin, s) -> tuple:
 @patch
 def _refine_loss(self: SelfTrainingMixin, net, batch, at):
     a, b = self._weights(self.settings_)
-    x, terms = self._augmented(net, batch["x"]), {}
-    if b: z, terms = self._terms(net, x)
-    else: z = self._embedding(net, x)
+    x = self._augmented(net, batch["x"])
+    z, terms = self._terms(net, x) if b else (self._embedding(net, x), {})
     log_q = net.bank.log_q(z)
     p = self._target.of(log_q.detach().exp(), batch.get("index"))
     clustering = (torch.special.xlogy(p, p) - p * log_q).sum(1).mean()   # KL(P‖Q)
@@ -169,7 +165,7 @@ def _refine_objective(self: SelfTrainingMixin, terms, at):
     "What L_r is, summed over pixels."
     return terms["reconstruction"]
 
-# %% ../../nbs/05_methods/03_dec.ipynb #428d2849
+# %% ../../nbs/05_methods/03_dec.ipynb #069842c6
 _OPTIMIZERS = dict(adam=adam, sgd=partial(torch.optim.SGD, momentum=0.9))
 
 @patch
@@ -199,9 +195,8 @@ def _look(self: SelfTrainingMixin, net, images):
     "Forget the target, measure the spread of each cluster, and say when clusters are empty."
     self._target = None
     Z, labels = self._embed(images), self._labels(images)
-    counts = np.bincount(labels, minlength=self.n_clusters_)
-    for k in counts.nonzero()[0]: net.bank.spread[k] = torch.from_numpy(Z[labels == k].std(0))
-    empty = (counts == 0).nonzero()[0]
+    for k in np.unique(labels): net.bank.spread[k] = torch.from_numpy(Z[labels == k].std(0))
+    empty = np.setdiff1d(np.arange(self.n_clusters_), labels)
     if len(empty): warnings.warn(f"{len(empty)} of {self.n_clusters_} clusters are empty (numbers {', '.join(map(str, empty[:10]))}). Fewer clusters, another random_state, "
                                  "or a longer pre-training may help.")
 
@@ -242,10 +237,10 @@ class IDEC(SelfTrainingMixin, Autoencoder):
     after_pretraining = (*SelfTrainingMixin.after_pretraining, "gamma")
     def _weights(self, s): return s.gamma, 1.0
 
-# %% ../../nbs/05_methods/03_dec.ipynb #b2cf1fd5
+# %% ../../nbs/05_methods/03_dec.ipynb #834e2f1c
 _LADDER = "chosen without labels and on training images, see the ladder in chapter DEC"
-_MLP = dict(network=Value("mlp", "DEC §4.3"), hidden=Value((500, 500, 2000), "DEC §4.3"), latent_dim=Value(10, "DEC §4.3"),
-            batch_size=Value(256, "DEC §4.3"), likelihood=Value("squared", "DEC §3.2"))
+_MLP = dict(network=Value("mlp", "DEC §4.3"), hidden=Value((500, 500, 2000), "DEC §4.3"), latent_dim=Value(10, "DEC §4.3"), batch_size=Value(256, "DEC §4.3"),
+            likelihood=Value("squared", "DEC §3.2"))
 _PAPER = dict(_MLP, pretrain=Value("layer-wise", "DEC §3.2"), layer_epochs=Value(213, "DEC §4.3: 50,000 iterations of 256 images on MNIST"), dropout=Value(0.2, "DEC §4.3"),
               pretrain_epochs=Value(427, "DEC §4.3: 100,000 iterations of 256 images on MNIST"), init=Value("k-means", "DEC §3.2"), target=Value("dec", "DEC Eq. 3"),
               tol=Value(0.001, "DEC §4.3"), lr_schedule=Value("constant", "DEC §4.3"), augment=Value("none", "not mentioned"), epochs=Value(85, "20,000 iterations at most"))
