@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['DEGREES', 'SCALE', 'SHIFT', 'distort', 'PretrainMixin', 'layer_pairs', 'load_autoencoder']
 
-# %% ../nbs/03_pretraining.ipynb #50dc4446
+# %% ../nbs/03_pretraining.ipynb #4ca115d7
 import hashlib
 import json
 import math
 import os
+import warnings
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -109,14 +110,14 @@ def _pretrain_phases(self: PretrainMixin, s) -> list:
     known = ("encoder", "decoder")
     return [*layers, Phase("pretrain", cut(s.pretrain_epochs), self._pretrain_loss, learns=known, **rate), Phase("keep", 0, before=self._keep)]
 
-# %% ../nbs/03_pretraining.ipynb #ae8cba29
+# %% ../nbs/03_pretraining.ipynb #33f926a2
 _PARTS = ("encoder.", "decoder.", "log_sigma")
 
 def load_autoencoder(net, path):
     "Copy encoder and decoder from a saved model into `net`; networks of another shape are refused."
     from safetensors import SafetensorError
     from safetensors.torch import load_file
-    if not Path(path).exists(): raise FileNotFoundError(f"pretrained={str(path)!r}: there is no such file.")
+    if not Path(path).is_file(): raise FileNotFoundError(f"pretrained={str(path)!r}: there is no such file.")
     try: found = {k.removeprefix("net."): v for k, v in load_file(path).items()}
     except SafetensorError as e: raise ValueError(f"pretrained={str(path)!r} is not a model saved by medstrat ({e}).") from None
     own, spare = {k: v for k, v in net.state_dict().items() if k.startswith(_PARTS)}, "encoder.heads.1."
@@ -129,14 +130,14 @@ def load_autoencoder(net, path):
     with torch.no_grad():
         for k, v in found.items(): own[k].copy_(v)
 
-# %% ../nbs/03_pretraining.ipynb #513725e8
-_NEVER = ("random_state", "verbose", "num_workers", "accelerator", "checkpoint_dir", "trainer_options", "encoder", "decoder", "pretrained", "cache_dir")
+# %% ../nbs/03_pretraining.ipynb #b30f6698
+_NEVER = ("random_state", "verbose", "num_workers", "accelerator", "checkpoint_dir", "encoder", "decoder", "pretrained", "cache_dir")
 
 @patch
 def _cache_file(self: PretrainMixin, images) -> Path | None:
-    "Where this pre-training is kept; None without a folder, or with networks of the user's own."
+    "Where this pre-training is kept; None without a folder, with networks of the user's own, or where validation images may stop it."
     s = self.settings_
-    if s.cache_dir is None or s.encoder is not None or s.decoder is not None: return None
+    if s.cache_dir is None or s.patience is not None or s.encoder is not None or s.decoder is not None: return None
     device = pick_device(s.accelerator)
     what = {k: v for k, v in vars(s).items() if k not in (*_NEVER, *self.after_pretraining)}
     what |= dict(seed=self.random_state_, version=__version__, device=device.type, precision=pick_precision(s.precision, device),
@@ -151,12 +152,20 @@ def _autoencoder(self: PretrainMixin) -> dict:
 @patch
 def _hand_over(self: PretrainMixin, net, images) -> bool:
     "Take over an autoencoder where there is one; True: there was."
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
     given, kept = self.settings_.pretrained, self._cache_file(images)
     if given is None and (kept is None or not kept.exists()): return False
-    load_autoencoder(net, given if given is not None else kept)
-    if given is None and not self._rows:
-        with safe_open(kept, "pt") as f: self._rows += json.loads(f.metadata()["rows"])
+    if given is not None:
+        load_autoencoder(net, given)
+        return True
+    try:
+        with safe_open(kept, "pt") as f: rows = json.loads(f.metadata()["rows"])
+        load_autoencoder(net, kept)
+    except (SafetensorError, ValueError, KeyError, TypeError) as e:
+        warnings.warn(f"the pre-training kept in {str(kept)!r} cannot be read ({e}); it is done again.")
+        kept.unlink()
+        return False
+    if not self._rows: self._rows += rows
     return True
 
 @patch

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medstrat.methods import dec
-from medstrat.methods.dec import StudentBank, Target, cluster_weights, first_clusters, log_student_t, sharpen
+from medstrat.self_training import StudentBank, Target, cluster_weights, first_clusters, log_student_t, sharpen
 from medstrat.pretraining import layer_pairs, load_autoencoder
 from medstrat.training.loop import NonFiniteLoss
 from medstrat.training.phases import Moment
@@ -30,7 +30,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*clusters are empty:UserWarning
 
 def mlp(method="DEC", **changes):
     "The fastest of each method, which never stops early and starts from k-means"
-    return tiny(method, **(dict(network="mlp", tol=0.0, init="k-means", n_init=2, augment="none") | changes))
+    own = dict(beta=1.0) if method.startswith("DVC") else {}
+    return tiny(method, **(dict(network="mlp", tol=0.0, init="k-means", n_init=2, augment="none") | own | changes))
 
 
 def phase(a, name="refine"): return a.history_[a.history_.phase == name].dropna(axis=1, how="all").reset_index(drop=True)

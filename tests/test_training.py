@@ -254,12 +254,12 @@ def test_arrays_that_cannot_be_written_give_no_warning(tmp_path, fitted):
     finally: torch.set_warn_always(False)
 
 
-@pytest.mark.parametrize("network", ["conv", "mlp"])
+@pytest.mark.parametrize("network", ["conv", "resize", "mlp"])
 @pytest.mark.parametrize("side, width, channels", [(16, 12, 1), (9, 13, 3), (8, 8, 1), (8, 8, 3), (30, 28, 1)])
 def test_sizes(network, side, width, channels):
     x = images(30, side, channels=channels, width=width)
     a = tiny("VAE + k-means", image_size=None, network=network, epochs=1).fit(x)
-    work = (32, 32) if network == "conv" and min(side, width) < 28 else (side, width)    # METHODS: below 28 are resized to 32 for conv
+    work = (32, 32) if network != "mlp" and min(side, width) < 28 else (side, width)    # METHODS: below 28 are resized to 32 for conv
     assert a.image_shape_ == (*work, channels) and a.reconstruct(x).shape == (30, *work, channels)
     assert (a.predict(x) == a.labels_).all()
     assert a.sample(2).shape == (2, *work, channels)

@@ -170,7 +170,7 @@ def _train(self: DeepClusterer, s, images, validation, resume):
         self.labels_ = self._labels(images)
         raise trouble
 
-# %% ../../nbs/01_training/05_estimator.ipynb #d912c3d5
+# %% ../../nbs/01_training/05_estimator.ipynb #dcd45220
 @patch
 def _run(self: DeepClusterer, i, phase, s, images, validation, rows, resume):
     "Train one phase through Lightning."
@@ -186,7 +186,8 @@ def _run(self: DeepClusterer, i, phase, s, images, validation, rows, resume):
         extra=lambda: self._checkpoint(i, images, s, rows, path), trainer_options=s.trainer_options)
     if not done:
         self.interrupted_ = True
-        warnings.warn(f"Training was interrupted in phase {phase.name!r}, epoch {len(rows)}; what has been learned so far is kept."
+        epoch = sum(row["phase"] == phase.name for row in rows)
+        warnings.warn(f"Training was interrupted in phase {phase.name!r}, epoch {epoch}; what has been learned so far is kept."
                       + (f" Go on with fit(…, resume={self.checkpoint_!r})." if self.checkpoint_ else ""))
 
 # %% ../../nbs/01_training/05_estimator.ipynb #423987a3

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['FORMAT', 'read_header', 'SavingMixin', 'load_model']
 
-# %% ../../nbs/01_training/03_saving.ipynb #c0fb7a06
+# %% ../../nbs/01_training/03_saving.ipynb #60259a3e
 import json
+import os
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,7 +37,7 @@ def read_header(
                          f"It was written by medstrat {header['medstrat']}; install that version to read it.")
     return header
 
-# %% ../../nbs/01_training/03_saving.ipynb #a7394f36
+# %% ../../nbs/01_training/03_saving.ipynb #5dd317b3
 _NOT_SAVED = ("trainer_options", "checkpoint_dir", "cache_dir", "encoder", "decoder")   # cannot be written as JSON, or belong to one machine
 
 class SavingMixin:
@@ -51,7 +52,7 @@ class SavingMixin:
         tensors = {f"net.{k}": v.detach().cpu().contiguous().clone() for k, v in self.module_.state_dict().items()}
         tensors["labels_"] = torch.from_numpy(self.labels_)
         part = Path(f"{path}.part")
-        save_file(tensors, part, metadata=dict(medstrat=json.dumps(self._header())))
+        save_file(tensors, part, metadata=dict(medstrat=json.dumps(self._header(), default=os.fspath)))
         part.replace(path)
 
     def _header(self) -> dict:
