@@ -130,8 +130,14 @@ def load_autoencoder(net, path):
     with torch.no_grad():
         for k, v in found.items(): own[k].copy_(v)
 
-# %% ../nbs/03_pretraining.ipynb #b30f6698
+# %% ../nbs/03_pretraining.ipynb #ac6a7750
 _NEVER = ("random_state", "verbose", "num_workers", "accelerator", "checkpoint_dir", "encoder", "decoder", "pretrained", "cache_dir")
+
+def _checksum(images) -> int:
+    "Of all images, a part at a time: they may be a memory map."
+    crc = 0
+    for i in range(0, len(images), 10_000): crc = zlib.crc32(np.ascontiguousarray(images[i:i + 10_000]), crc)
+    return crc
 
 @patch
 def _cache_file(self: PretrainMixin, images) -> Path | None:
@@ -141,7 +147,7 @@ def _cache_file(self: PretrainMixin, images) -> Path | None:
     device = pick_device(s.accelerator)
     what = {k: v for k, v in vars(s).items() if k not in (*_NEVER, *self.after_pretraining)}
     what |= dict(seed=self.random_state_, version=__version__, device=device.type, precision=pick_precision(s.precision, device),
-                 images=[list(images.shape), zlib.crc32(np.ascontiguousarray(images))], weights=sorted(f"{k} {tuple(v.shape)}" for k, v in self._autoencoder().items()))
+                 images=[list(images.shape), _checksum(images)], weights=sorted(f"{k} {tuple(v.shape)}" for k, v in self._autoencoder().items()))
     key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
     return Path(s.cache_dir) / f"pretrained-{key}.safetensors"
 
