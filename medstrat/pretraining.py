@@ -130,7 +130,7 @@ def load_autoencoder(net, path):
     with torch.no_grad():
         for k, v in found.items(): own[k].copy_(v)
 
-# %% ../nbs/03_pretraining.ipynb #ac6a7750
+# %% ../nbs/03_pretraining.ipynb #6ca2ef52
 _NEVER = ("random_state", "verbose", "num_workers", "accelerator", "checkpoint_dir", "encoder", "decoder", "pretrained", "cache_dir")
 
 def _checksum(images) -> int:
@@ -155,6 +155,7 @@ def _cache_file(self: PretrainMixin, images) -> Path | None:
 def _autoencoder(self: PretrainMixin) -> dict:
     return {k: v for k, v in self.module_.state_dict().items() if k.startswith(_PARTS)}
 
+# %% ../nbs/03_pretraining.ipynb #1d3ddb96
 @patch
 def _hand_over(self: PretrainMixin, net, images) -> bool:
     "Take over an autoencoder where there is one; True: there was."
