@@ -21,7 +21,7 @@ from ..pretraining import PretrainMixin
 from ..prototypes import PrototypesMixin
 from ..self_training import StudentBank, Target, first_clusters
 from ..training.phases import Phase, adam
-from ..training.presets import Count, Epochs, NonNegative, Positive, Share, Value, register
+from ..training.presets import Count, NonNegative, Positive, Share, Value, register
 from ..vae import Autoencoder
 
 # %% ../../nbs/05_methods/03_dec.ipynb #7bcfec4d
@@ -154,7 +154,7 @@ class IDEC(SelfTrainingMixin, Autoencoder):
     after_pretraining = (*SelfTrainingMixin.after_pretraining, "gamma")
     def _weights(self, s): return s.gamma, 1.0
 
-# %% ../../nbs/05_methods/03_dec.ipynb #99cfcc24
+# %% ../../nbs/05_methods/03_dec.ipynb #7578899a
 _MLP = dict(network=Value("mlp", "DEC §4.3"), hidden=Value((500, 500, 2000), "DEC §4.3"), latent_dim=Value(10, "DEC §4.3"), batch_size=Value(256, "DEC §4.3"),
             likelihood=Value("squared", "DEC §3.2"))
 _PAPER = dict(_MLP, pretrain=Value("layer-wise", "DEC §3.2"), layer_epochs=Value(213, "DEC §4.3: 50,000 iterations of 256 images on MNIST"), dropout=Value(0.2, "DEC §4.3"),
@@ -166,8 +166,10 @@ BEST = dict(augment=Value("affine", "Guo et al. 2018; see chapter Pre-training")
             pretrain=Value("end-to-end", "simplest"), pretrain_epochs=Value(40, "as the autoencoder baseline"), pretrain_lr=Value(1e-3, "Adam's default"),
             pretrain_schedule=Value("cosine", "lets the weights come to rest"))
 _FEW = Value("k-means", "few images: a full covariance matrix describes their noise, see the validation runs in chapter DVC")
-BEST_ON = dict(digits=dict(augment=Value("none", "digits of 8×8 pixels fill their frame: a shift cuts strokes off")),
-               **{name: dict(init=_FEW) for name in ("pneumoniamnist", "brain_mri_4class_128", "brain_mri_yesno_128", "fundus_glaucoma_128", "brats", "refuge")})
+_STEPS = "few images: smaller batches and more epochs give the pre-training enough steps"
+_SIZES = dict(digits=(64, 100), pneumoniamnist=(128, 60), brain_mri_4class_128=(64, 60), brain_mri_yesno_128=(64, 60), fundus_glaucoma_128=(32, 60), brats=(64, 60), refuge=(32, 60))
+BEST_ON = {name: dict(init=_FEW, batch_size=Value(batch, _STEPS), pretrain_epochs=Value(epochs, _STEPS)) for name, (batch, epochs) in _SIZES.items()}
+BEST_ON["digits"]["augment"] = Value("none", "digits of 8×8 pixels fill their frame: a shift cuts strokes off")
 
 DEC.presets = dict(paper={"*": dict(_PAPER, update_interval=Value(140, "IDEC §4.3; DEC does not print it"), optimizer=Value("adam", "ours: DEC's rates for plain gradient descent need its unprinted scales"))},
                    best={"*": dict(_MLP, **BEST), **BEST_ON}, ours={"*": _MLP})

@@ -38,7 +38,7 @@ class DVC2(DVC):
     "Deep variational clustering, fully connected (DVC-2). Source: Soleymani et al., §IV."
     name, aliases = "DVC-2", ()
 
-# %% ../../nbs/05_methods/04_dvc.ipynb #d729c287
+# %% ../../nbs/05_methods/04_dvc.ipynb #7ba4ebc4
 _STANDS_FOR = dict(brats=("brats", "brain_mri_4class_128", "brain_mri_yesno_128"), refuge=("refuge", "fundus_glaucoma_128"))  # open sets of the same kind
 def _each(kind, **values): return {name: values for name in _STANDS_FOR[kind]}
 
@@ -58,7 +58,7 @@ _RELEASED = {
 _OURS = dict(latent_dim=Value(10, "as DVC-2"), channels=Value((32, 64, 128), "three blocks, as in the other chapters"), norm=Value("none", "with batch normalisation the probabilities of an image would depend on its batch"))
 _DVC2 = dict(network=Value("mlp", "§IV, DVC-2"), hidden=Value((500, 500, 1000), "§IV, DVC-2"), latent_dim=Value(10, "§IV, DVC-2"))
 
-DVC.presets = dict(paper={"*": _PAPER, **_SETS}, released=_RELEASED, 
+DVC.presets = dict(paper={"*": _PAPER, **_SETS}, released=_RELEASED,
                    best={"*": dict(BEST, target=Value("dec", "Eqs 8–9 work against small clusters, see above"),
                                   beta=Value(0.1, "with a weight of 1 the prior presses the clusters together, see the table in chapter DVC")), **BEST_ON}, ours={"*": _OURS})
 DVC2.presets = dict(paper={"*": dict(_DVC2, pretrain=Value("layer-wise", "§IV"), dropout=Value(0.2, "DEC §4.3; DVC does not print it"))}, best={"*": _DVC2})
