@@ -27,7 +27,6 @@ from . import __version__
 from .networks import activation_layer
 from .training.phases import Phase, learning_rate_factor, pick_device, pick_precision
 from .training.presets import Epochs, Positive, Share, Value
-from .vae import Autoencoder
 
 # %% ../nbs/03_pretraining.ipynb #993b234a
 DEGREES, SCALE, SHIFT = 10, 0.1, 1 / 14  # largest rotation, change of scale, shift as a share of the side
