@@ -64,17 +64,17 @@ class PretrainMixin:
         dropout=Value(0.2, "DEC §4.3"), pretrain_lr=Value(1e-3, "Adam's default"), pretrain_schedule=Value("cosine", "lets the weights come to rest"),
         augment=Value("none", "images as they are"))})
 
-    after_pretraining = ("n_clusters", "epochs", "lr", "lr_schedule", "preset")  # parameters that do not touch the pre-training
+    after_pretraining = ("n_clusters", "epochs", "lr", "lr_schedule", "lr_drop", "lr_drop_every", "preset")  # parameters that do not touch the pre-training
 
 # %% ../nbs/03_pretraining.ipynb #a2df082b
 def layer_pairs(net) -> list:  # [(name of the encoder's layer, name of the decoder's layer)], from the outermost
-    "The layers of a fully connected autoencoder that undo each other."
+    "The layers of a fully connected autoencoder that undo each other. ValueError where there are none, as with a condition."
     linear = lambda part: [n for n, m in net.named_modules() if n.startswith(part) and isinstance(m, nn.Linear)]
     encoder, decoder = [*linear("encoder.body."), "encoder.heads.0"], linear("decoder.")[::-1]
     widths = lambda names: [(net.get_submodule(n).in_features, net.get_submodule(n).out_features) for n in names]
     others = {n.rpartition(".")[0] for n, _ in net.named_parameters() if n.startswith(("encoder.", "decoder."))} - {*encoder, *decoder, "encoder.heads.1"}
     if others or [(b, a) for a, b in widths(decoder)] != widths(encoder):
-        raise ValueError("pretrain='layer-wise' needs network='mlp', where each layer of the encoder has a counterpart in the decoder. Use pretrain='end-to-end'.")
+        raise ValueError("pretrain='layer-wise' needs network='mlp', where each layer of the encoder has a counterpart in the decoder, and no condition. Use pretrain='end-to-end'.")
     return list(zip(encoder, decoder))
 
 @patch
@@ -146,7 +146,7 @@ def _cache_file(self: PretrainMixin, images) -> Path | None:
     device = pick_device(s.accelerator)
     what = {k: v for k, v in vars(s).items() if k not in (*_NEVER, *self.after_pretraining)}
     what |= dict(seed=self.random_state_, version=__version__, device=device.type, precision=pick_precision(s.precision, device),
-                 images=[list(images.shape), _checksum(images)], weights=sorted(f"{k} {tuple(v.shape)}" for k, v in self._autoencoder().items()))
+                 images=[list(images.shape), _checksum(images), self._condition_checksum()], weights=sorted(f"{k} {tuple(v.shape)}" for k, v in self._autoencoder().items()))
     key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
     return Path(s.cache_dir) / f"pretrained-{key}.safetensors"
 

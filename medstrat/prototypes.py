@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['similarity', 'soft_assign', 'temperature', 'draw_labels', 'batch_sums', 'move_prototypes', 'orthogonality',
-           'PrototypeBank', 'PrototypesMixin']
+           'PrototypeBank', 'PrototypesMixin', 'SpreadMixin']
 
-# %% ../nbs/03_prototypes.ipynb #796de242
+# %% ../nbs/03_prototypes.ipynb #f384d3d6
+import warnings
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -138,7 +140,7 @@ def reseed(self: PrototypeBank, z, after: int) -> int:
     _broadcast(self.unused)   # the first process's batch decided how many
     return len(dead)
 
-# %% ../nbs/03_prototypes.ipynb #e121c692
+# %% ../nbs/03_prototypes.ipynb #d578b38f
 class PrototypesMixin:
     "For estimators whose networks hold a `bank`: responsibilities, `cluster_centers_`, `prototypes()`."
     def _responsibilities(self, net, z): return net.bank(z)
@@ -149,11 +151,34 @@ class PrototypesMixin:
         check_is_fitted(self, "module_")
         return self.module_.bank.Q.detach().cpu().numpy()
 
-    def prototypes(self) -> np.ndarray:
-        "The decoded prototypes: (K,H,W,C) float32 in [0,1]."
-        return self.inverse_transform(self.cluster_centers_)
+    def prototypes(self, condition=None) -> np.ndarray:
+        "The decoded prototypes: (K,H,W,C) float32 in [0,1]; `condition` as for `inverse_transform`."
+        return self.inverse_transform(self.cluster_centers_, condition)
 
     def _embed(self, images) -> np.ndarray:
         "Embeddings of images (N,H,W,C) as an array (N,d)."
         parts = self._batches(images, lambda net, x: self._embedding(net, x))
         return np.concatenate([p.float().cpu().numpy() for p in parts])
+
+# %% ../nbs/03_prototypes.ipynb #1bffd00c
+class SpreadMixin(PrototypesMixin):
+    "For estimators whose `bank` has a `spread` (K,d) beside its centres Q: draws from the clusters, and a warning of empty ones."
+    def _shares(self) -> np.ndarray: return np.bincount(self.labels_, minlength=self.n_clusters_) / len(self.labels_)
+
+    def sample(
+        self,
+        n: int = 16,                 # how many images
+        cluster: int | None = None,  # of this cluster; None: of all, by their shares
+        random_state=None,           # seed of the draw; None: the estimator's
+        condition=None,              # as for `inverse_transform`
+    ) -> np.ndarray:                 # (n,H,W,C) float32 in [0,1]
+        "Draw new images around the clusters' centres."
+        rng = self._draw(n, random_state, cluster)
+        which = rng.choice(self.n_clusters_, n, p=self._shares()) if cluster is None else np.full(n, cluster)
+        spread = self.module_.bank.spread.detach().cpu().numpy()
+        return self.inverse_transform(self.cluster_centers_[which] + rng.standard_normal((n, spread.shape[1])) * spread[which], condition)
+
+    def _warn_of_empty(self, labels):
+        empty = np.setdiff1d(np.arange(self.n_clusters_), labels)
+        if len(empty): warnings.warn(f"{len(empty)} of {self.n_clusters_} clusters are empty (numbers {', '.join(map(str, empty[:10]))}). Fewer clusters, another random_state, "
+                                     "or a longer pre-training may help.")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .mixture import check_distinct, fit_mixture
 from .prototypes import similarity
 
 # %% ../nbs/03_self_training.ipynb #6f956455
@@ -85,17 +86,14 @@ def first_clusters(
     n_init: int = 20,       # starts; the best by inertia or likelihood is kept
     seed: int = 0,
 ) -> np.ndarray:            # (k,d) centres
-    "Centres to begin with, by scikit-learn's KMeans or GaussianMixture."
+    "Centres to begin with, by scikit-learn's KMeans or `fit_mixture`."
     from sklearn.cluster import KMeans   # here, so that importing a method stays quick
-    from sklearn.mixture import GaussianMixture
-    distinct = len(np.unique(Z, axis=0))
-    if distinct < k: raise ValueError(f"n_clusters={k}, but the images have only {distinct} distinct embeddings. Choose n_clusters ≤ {distinct}; if the "
-                                      "images differ, the pre-training has collapsed: give it another random_state, a lower pretrain_lr or more pretrain_epochs.")
+    check_distinct(Z, k)
     if how == "k-means": return KMeans(k, n_init=n_init, random_state=seed).fit(Z).cluster_centers_
     if how != "mixture": raise ValueError(f"init={how!r} is unknown; choose 'k-means' or 'mixture'.")
     centred = Z.astype(np.float64) - Z.mean(0, dtype=np.float64)   # float64: log-densities of many dimensions
     scale = centred.std() or 1.0
-    found = GaussianMixture(k, n_init=n_init, random_state=seed, reg_covar=1e-4).fit(centred / scale)
+    found = fit_mixture(centred / scale, k, "full", n_init, seed)
     labels = found.predict(centred / scale)
     empty = [j for j in range(k) if not (labels == j).any()]
     return np.stack([found.means_[j] * scale + Z.mean(0) if j in empty else Z[labels == j].mean(0) for j in range(k)])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOG_VARIANCE_RANGE', 'at_least_float32', 'reconstruction_loss', 'kl_normal', 'reparameterise', 'Autoencoder', 'VAE']
 
-# %% ../nbs/02_vae.ipynb #89f98334
+# %% ../nbs/02_vae.ipynb #a89476fc
 import copy
 import math
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from .conditioning import Covariates, condition_table, rows_for
 from .networks import Encoder, make_body, make_decoder
 from .training.estimator import DeepClusterer
 from .training.phases import Phase
@@ -60,7 +61,7 @@ def reparameterise(mu, logvar):
     "A draw from N(mu, exp(logvar)) through which gradients flow."
     return mu + (0.5 * logvar).exp() * torch.randn_like(mu)
 
-# %% ../nbs/02_vae.ipynb #c4d717c9
+# %% ../nbs/02_vae.ipynb #5d0a435d
 @dataclass(kw_only=True, repr=False, eq=False)
 class Autoencoder(DeepClusterer):
     "An autoencoder (no clusters of its own): the base of the methods with an encoder and a decoder."
@@ -73,6 +74,7 @@ class Autoencoder(DeepClusterer):
     encoder_activation: Literal["relu", "leaky_relu", "gelu", "none"] | None = None  # the encoder's own; None: as `activation`
     likelihood: Literal["squared", "bernoulli", "gaussian"] | None = None  # how images are compared; summed over pixels
     sigma: Positive | None = None                  # gaussian: fixed standard deviation; None: learned
+    condition: str | tuple[str, ...] | None = None # columns of the images' table that the decoder is told
     encoder: Any = None                            # your own module: images (B,C,H,W) → features (B,…)
     decoder: Any = None                            # your own module: (B, latent_dim + condition) → logits (B,C,H,W)
 
@@ -83,11 +85,11 @@ Autoencoder.presets = dict(ours={"*": dict(
     activation=Value("relu", "VAESim, appendix"), likelihood=Value("squared", "VAESim §3.1"),
     lr_schedule=Value("cosine", "lets the weights come to rest"))})
 
-# %% ../nbs/02_vae.ipynb #6bf221b5
+# %% ../nbs/02_vae.ipynb #3410601a
 @patch
 def _heads(self: Autoencoder, s): return (s.latent_dim,)
 @patch
-def _condition_dim(self: Autoencoder, s): return 0
+def _condition_dim(self: Autoencoder, s): return 0 if self.covariates_ is None else self.covariates_.width
 
 @patch
 def _build(self: Autoencoder, shape, s):
@@ -115,7 +117,7 @@ def _check_decoder(decoder, d, shape):
     except RuntimeError as e: raise ValueError(f"the decoder must take vectors of {d} numbers (embedding and condition) and return images (C,H,W) = {need}, but: {e}") from None
     if got != need: raise ValueError(f"the decoder returns images of shape (C,H,W) = {got}, needed is {need}.")
 
-# %% ../nbs/02_vae.ipynb #e3bac05a
+# %% ../nbs/02_vae.ipynb #e3260002
 @patch
 def _working_size(self: Autoencoder, images, s):
     small = s.image_size is None and s.network != "mlp" and s.encoder is None and min(images.shape[1:3]) < 28
@@ -133,34 +135,51 @@ def _encode(self: Autoencoder, net, x):
     return z, self._responsibilities(net, z)
 
 @patch
-def _logits(self: Autoencoder, net, z): return net.decoder(z)
+def _logits(self: Autoencoder, net, z, y=None): return net.decoder(z if y is None else torch.cat([z, y], 1))
 @patch
-def _decode(self: Autoencoder, net, z): return self._logits(net, z).sigmoid()
+def _decode(self: Autoencoder, net, z, y=None): return self._logits(net, z, y).sigmoid()
 
-# %% ../nbs/02_vae.ipynb #e40fd3f0
+# %% ../nbs/02_vae.ipynb #2ce34924
 @patch
 def _reconstruction(self: Autoencoder, net, logits, x):
     s = self.settings_
     return reconstruction_loss(logits, x, s.likelihood, getattr(net, "log_sigma", 0.0)).mean()
 
 @patch
-def _terms(self: Autoencoder, net, x):
+def _terms(self: Autoencoder, net, x, y=None):
     "(embedding, terms of the loss): what pre-training and refining have in common."
     z = net.encoder(x)[0]
-    return z, dict(reconstruction=self._reconstruction(net, self._logits(net, z), x))
+    return z, dict(reconstruction=self._reconstruction(net, self._logits(net, z, y), x))
 
 @patch
 def _objective(self: Autoencoder, terms, at): return terms["reconstruction"]
 
 @patch
 def _loss(self: Autoencoder, net, batch, at):
-    z, terms = self._terms(net, batch["x"])
+    z, terms = self._terms(net, batch["x"], batch.get("condition"))
     return dict(loss=self._objective(terms, at), **terms, z=z.detach())
 
 @patch
 def _phases(self: Autoencoder, s): return [Phase("train", s.epochs, self._loss, lr=s.lr, lr_factor=self._lr_factor(s))]
 
-# %% ../nbs/02_vae.ipynb #acb08da0
+# %% ../nbs/02_vae.ipynb #0aeb1b81
+@patch
+def _take_condition(self: Autoencoder, condition, s, X, n, validation):
+    condition = s.condition if condition is None else condition
+    if condition is None: return None, None
+    table = condition_table(condition, X, n)
+    self.covariates_ = Covariates.learn(table)
+    s.condition = tuple(self.covariates_.names)
+    return self.covariates_.encode(table), None if validation is None else self._told(None, len(validation), validation)
+
+@patch
+def _told(self: Autoencoder, condition, n, X=None):
+    if self.covariates_ is None: return super(Autoencoder, self)._told(condition, n)
+    if X is not None and not isinstance(condition, dict):
+        return self.covariates_.encode(condition_table(self.covariates_.names if condition is None else condition, X, n))
+    return rows_for(self.covariates_, condition, n)
+
+# %% ../nbs/02_vae.ipynb #d8d80fac
 @dataclass(kw_only=True, repr=False, eq=False)
 class VAE(Autoencoder):
     "A variational autoencoder (no clusters of its own). Source: Kingma & Welling 2014; beta: Higgins et al. 2017."
@@ -186,23 +205,31 @@ def _beta(self: VAE, at):
     return s.beta * (1.0 if s.kl_warmup <= 0 else min(at.progress * at.epochs / s.kl_warmup, 1.0))
 
 @patch
-def _terms(self: VAE, net, x):
+def _terms(self: VAE, net, x, y=None):
     mu, logvar = self._posterior(net, x)
     z = reparameterise(mu, logvar)
-    return mu, dict(reconstruction=self._reconstruction(net, self._logits(net, z), x), kl=kl_normal(mu, logvar, self.settings_.prior_std).mean())
+    return mu, dict(reconstruction=self._reconstruction(net, self._logits(net, z, y), x), kl=kl_normal(mu, logvar, self.settings_.prior_std).mean())
 
 @patch
 def _objective(self: VAE, terms, at): return terms["reconstruction"] + self._beta(at) * terms["kl"]
 
-# %% ../nbs/02_vae.ipynb #4616f73b
+# %% ../nbs/02_vae.ipynb #1d110d27
+@patch
+def _draw(self: Autoencoder, n: int, random_state, cluster=None) -> np.random.Generator:
+    "The generator for a draw of n images, of one cluster; ValueError where there is no such draw."
+    check_is_fitted(self, "module_")
+    if n < 1: raise ValueError(f"n={n} images cannot be drawn; n must be at least 1.")
+    if cluster is not None and (not isinstance(cluster, (int, np.integer)) or not 0 <= cluster < self.n_clusters_):
+        raise ValueError(f"cluster={cluster!r} does not exist; there are clusters 0…{self.n_clusters_ - 1}.")
+    return np.random.default_rng(self.random_state_ if random_state is None else random_state)
+
 @patch
 def sample(
     self: VAE,
     n: int = 16,        # how many images
     random_state=None,  # seed of the draw; None: the estimator's
+    condition=None,     # as for `inverse_transform`
 ) -> np.ndarray:        # (n,H,W,C) float32 in [0,1]
     "Draw new images from the prior."
-    check_is_fitted(self, "module_")
-    if n < 1: raise ValueError(f"n={n} images cannot be drawn; n must be at least 1.")
-    rng = np.random.default_rng(self.random_state_ if random_state is None else random_state)
-    return self.inverse_transform(self.settings_.prior_std * rng.standard_normal((n, self.settings_.latent_dim)))
+    rng = self._draw(n, random_state)
+    return self.inverse_transform(self.settings_.prior_std * rng.standard_normal((n, self.settings_.latent_dim)), condition)

@@ -133,9 +133,9 @@ def test_decoder_uses_its_condition(X, fitted):
     a = fitted["VAESim"]
     z = torch.from_numpy(a.transform(X[:6]))
     with torch.inference_mode():
-        one, two, own = (a._logits(a.module_, z, c) for c in (torch.eye(3)[[0] * 6], torch.eye(3)[[1] * 6], None))
+        one, two, own = (a._logits(a.module_, z, c=c) for c in (torch.eye(3)[[0] * 6], torch.eye(3)[[1] * 6], None))
         assert (one - two).abs().amax((1, 2, 3)).min() > 1e-3     # for each image
-        torch.testing.assert_close(own, a._logits(a.module_, z, a.module_.bank(z)))
+        torch.testing.assert_close(own, a._logits(a.module_, z, c=a.module_.bank(z)))
 
 
 def test_prototypes_do_not_learn_by_gradient(X, fitted):
@@ -242,7 +242,7 @@ def test_a_threshold_without_a_cluster_is_refused(fitted):
 def test_prototypes_are_decoded_with_their_own_assignment(fitted):
     a = fitted["VAESim"]
     q = torch.from_numpy(a.cluster_centers_)
-    with torch.inference_mode(): expected = a._logits(a.module_, q, a.module_.bank(q)).sigmoid().permute(0, 2, 3, 1)
+    with torch.inference_mode(): expected = a._logits(a.module_, q, c=a.module_.bank(q)).sigmoid().permute(0, 2, 3, 1)
     np.testing.assert_allclose(a.prototypes(), expected, atol=1e-5)
 
 

@@ -508,7 +508,7 @@ def test_values_are_checked_before_anything_is_trained(bad, says, X, monkeypatch
 
 def test_a_condition_is_refused_where_there_is_none(X):
     for m in METHODS:
-        with pytest.raises(ValueError, match="takes no condition"): tiny(m).fit(X, condition=np.zeros(60))
+        with pytest.raises(ValueError, match="no decoder that a condition could be told"): tiny(m).fit(X, condition=np.zeros(60))
 
 
 # ---- interruption

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIZES', 'medmnist_info', 'load_dataset', 'list_datasets']
 
-# %% ../../nbs/00_data/01_named.ipynb #0dd291ea
+# %% ../../nbs/00_data/01_named.ipynb #139e08da
 import importlib.util
 import os
 import zipfile
@@ -18,6 +18,7 @@ import pandas as pd
 
 from .arrays import did_you_mean, plain
 from .collections import COLLECTIONS, _by_layout, _by_name, _collection_rows, _read
+from .colored import COLORED, _colored_rows, colored_sets
 from medstrat.data.folders import (
     MNIST_MD5,
     _fetch,
@@ -61,15 +62,15 @@ def _class_or_task_names(flag:str) -> dict: # arguments of `read_npz`
     if info["task"].startswith("multi-label"): return {"tasks": list(info["label"].values())}
     return {"classes": {int(k): v for k, v in info["label"].items()}}
 
-# %% ../../nbs/00_data/01_named.ipynb #da3556fa
+# %% ../../nbs/00_data/01_named.ipynb #2fa22f88
 def _resolve(name, size:int, data_dir=None) -> tuple: # (kind, name, size)
-    "(`digits` | `mnist` | `medmnist` | `file` | a key of COLLECTIONS, name or path, size); ValueError with near matches for an unknown name"
+    "(`digits` | `mnist` | `medmnist` | `file` | a key of COLORED or COLLECTIONS, name or path, size); ValueError with near matches for an unknown name"
     text, key, files = str(name), plain(name), _files(data_dir)
     if isinstance(name, Path) or len(Path(text).parts) > 1 or os.sep in text or (text.endswith(".npz") and Path(text).is_file()):
         path = Path(text).expanduser()
         return (*_by_layout(path), size) if path.is_dir() else ("file", path, size)
     if text.endswith(".npz"): text, key = text[:-4], plain(text[:-4])
-    if key in ("digits", "mnist"): return key, key, size
+    if (made := next((n for n in ("digits", "mnist", *COLORED) if plain(n) == key), None)): return made, made, size
     if key in _flags():
         flag, own = _flags()[key]
         if own != 28 and size not in (28, own): raise ValueError(f"{name!r} names images of {own} pixels, but size={size} was given.")
@@ -77,9 +78,9 @@ def _resolve(name, size:int, data_dir=None) -> tuple: # (kind, name, size)
     if key in files: return "file", files[key], size
     if found := _by_name(text, data_dir): return (*found, size)
     if Path(text).is_dir(): return (*_by_layout(text), size)  # last, so that no folder that happens to lie here hides a set
-    known = ["digits", "mnist", *medmnist_info(), *COLLECTIONS, *(p.stem for p in files.values())]
+    known = ["digits", "mnist", *COLORED, *medmnist_info(), *COLLECTIONS, *(p.stem for p in files.values())]
     raise ValueError(f"No data set is named {name!r}.{did_you_mean(text, known)} list_datasets() lists all of them; the path of an .npz file "
-                     "(train_images, train_labels, …) or of a folder with BraTS or REFUGE works as well."
+                     "(train_images, train_labels, …) or of a folder with BraTS, REFUGE or HER2 works as well."
                      + (" MedMNIST's volumes are not supported." if key.endswith("3d") else ""))
 
 # %% ../../nbs/00_data/01_named.ipynb #3eef49d6
@@ -138,36 +139,45 @@ def _digits() -> ImageSet:
     d = load_digits()
     return ImageSet(np.rint(d.images * (255 / 16)).astype(np.uint8), {"label": d.target}, target="label", name="digits")
 
-# %% ../../nbs/00_data/01_named.ipynb #3a36ad70
+# %% ../../nbs/00_data/01_named.ipynb #1bb967b4
+def _parts(kind:str, source, size:int, image_size, data_dir, download:bool) -> tuple: # (title, {part: ImageSet or None}, [notices], group or None)
+    "The parts of a resolved set as they come"
+    if kind == "digits": return kind, {"train": _digits(), "val": None, "test": None}, [], None
+    if kind in COLORED:
+        gray = COLORED[kind].source
+        _, sets, notices, _ = _parts(gray, gray, 28, None, data_dir, download)
+        sets, how = colored_sets(kind, sets)
+        return kind, sets, notices + how, COLORED[kind].group
+    if kind in COLLECTIONS:
+        title, images, notices = _read(kind, source, image_size)
+        return title, {"train": images, "val": None, "test": None}, notices, COLLECTIONS[kind].group
+    path = source if kind == "file" else _locate(source, size, data_dir, download)
+    flag = _flags().get(plain(path.stem), (None,))[0]
+    title, sets = path.stem if kind == "file" else source + _suffix(size), read_npz(path, **(_class_or_task_names(flag) if flag else {}))
+    side = sets["train"].shape[0]
+    if kind == "medmnist" and side != size: raise ValueError(f"{path.name} holds images of {side} pixels; by its name they should have {size}.")
+    return title, sets, _unofficial(path, sets), None
+
+# %% ../../nbs/00_data/01_named.ipynb #d1d5b336
 def load_dataset(
-    name,                  # `digits`, `mnist`, a MedMNIST flag, `brats`, `refuge`, the name of an .npz in the data folder; or a path to an .npz or a folder
+    name,                  # `digits`, `mnist`, a MedMNIST flag, `colored-mnist`, `brats`, `refuge`, `her2`, the name of an .npz in the data folder; or a path to an .npz or a folder
     *,
     size:int=28,           # which of MedMNIST's files: 28, 64, 128 or 224 pixels a side
     image_size:int=None,   # resize to this side, in pixels; None: as stored
     data_dir=None,         # data folder; None: MEDSTRAT_DATA, then the platform's cache folder
     download:bool=True,    # fetch a missing file, with checksum and progress
-    group:str=None,        # column that a split made here must not tear apart, e.g. "patient"; None: for `brats` the patient, else none
+    group:str=None,        # column that a split made here must not tear apart, e.g. "patient"; None: that of the set, if it names one (`brats`: patient, `her2`: patch)
     carve_val:bool=False,  # where there is no validation split: set aside a tenth of train
 ) -> Splits: # parts that do not exist are None; `notices` tell what differs from the published set
     "Load a named set. ValueError: unknown name or unusable file; FileNotFoundError: nothing on disk and no download"
     if size not in SIZES: raise ValueError(f"size={size!r} was given; MedMNIST has {SIZES}. For other sizes: image_size={size!r}.")
     kind, source, size = _resolve(name, size, data_dir)
     if size != 28 and kind != "medmnist": raise ValueError(f"size={size} chooses a file of MedMNIST; {name!r} is none. To resize: image_size={size}.")
-    if kind == "digits": title, sets, notices = kind, {"train": _digits(), "val": None, "test": None}, []
-    elif kind in COLLECTIONS:
-        title, images, notices = _read(kind, source, image_size)
-        sets, group = {"train": images, "val": None, "test": None}, group or COLLECTIONS[kind].group
-    else:
-        path = source if kind == "file" else _locate(source, size, data_dir, download)
-        flag = _flags().get(plain(path.stem), (None,))[0]
-        title, sets = path.stem if kind == "file" else source + _suffix(size), read_npz(path, **(_class_or_task_names(flag) if flag else {}))
-        side = sets["train"].shape[0]
-        if kind == "medmnist" and side != size: raise ValueError(f"{path.name} holds images of {side} pixels; by its name they should have {size}.")
-        notices = _unofficial(path, sets)
-    splits = _complete(title, sets, group, carve_val, notices)
+    title, sets, notices, own = _parts(kind, source, size, image_size, data_dir, download)
+    splits = _complete(title, sets, own if group is None else group, carve_val, notices)
     return splits if image_size is None else splits.resize(image_size)
 
-# %% ../../nbs/00_data/01_named.ipynb #7d96b211
+# %% ../../nbs/00_data/01_named.ipynb #8b435fe7
 def _shapes(path:Path) -> dict: # {key: shape}
     "Shapes of the arrays of an npz, from their headers alone"
     with zipfile.ZipFile(path) as z:
@@ -190,14 +200,15 @@ def _file_row(path:Path) -> dict:
     except (zipfile.BadZipFile, zlib.error, OSError, ValueError, KeyError, IndexError, EOFError) as e:
         return {"name": path.stem, "images": 0, "side": "", "channels": 0, "classes": 0, "where": f"data folder (unreadable: {type(e).__name__})"}
 
-# %% ../../nbs/00_data/01_named.ipynb #dc3f8756
+# %% ../../nbs/00_data/01_named.ipynb #a76f239a
 def list_datasets(
     data_dir=None, # data folder; None: MEDSTRAT_DATA and the platform's cache folder
 ) -> pd.DataFrame: # name, images, side (pixels), channels, classes, where
     "Every set that `load_dataset` knows: embedded, in a data folder, to be downloaded, or to be asked for"
     files = _files(data_dir)
     rows = [{"name": "digits", "images": 1797, "side": "8", "channels": 1, "classes": 10, "where": "embedded"}]
-    rows += [{"name": "mnist", "images": 70000, "side": "28", "channels": 1, "classes": 10, "where": "data folder" if "mnist" in files else "download"}]
+    mnist = "data folder" if "mnist" in files else "download"
+    rows += [{"name": "mnist", "images": 70000, "side": "28", "channels": 1, "classes": 10, "where": mnist}, *_colored_rows({"digits": "embedded", "mnist": mnist})]
     for flag, info in medmnist_info().items():
         here = [s for s in SIZES if plain(flag + _suffix(s)) in files]
         rows.append({"name": flag, "images": sum(info["n_samples"].values()), "side": ", ".join(map(str, SIZES)), "channels": info["n_channels"],

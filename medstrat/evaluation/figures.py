@@ -208,6 +208,10 @@ def _shares(clusters, values, top=None):
     return counts.loc[sizes.index].div(sizes, axis=0), sizes
 
 # %% ../../nbs/04_evaluation/02_figures.ipynb #acf5c543
+def _draw_shares(ax, shares, names, colors):
+    "Stacked bars on `ax`: one bar a row (cluster) of the table `shares`, one part a column."
+    for share, end, name, color in zip(shares.to_numpy().T, shares.cumsum(axis=1).to_numpy().T, names, colors, strict=True): ax.bar(range(len(share)), share, bottom=end - share, color=color, width=.85, label=name)
+    ax.set_xticks(range(len(shares)), shares.index, fontsize=8 if len(shares) <= 40 else 6, rotation=0 if len(shares) <= 40 else 90); ax.set(ylabel="share", ylim=(0, 1), xlim=(-.6, len(shares) - .4))
 @_figure
 def plot_composition(
     clusters:np.ndarray, # (N,) cluster of each image
@@ -217,13 +221,9 @@ def plot_composition(
 ): # matplotlib Figure
     "Stacked bars: share of each value in each cluster, cluster sizes above; ValueError where lengths differ or values are too many."
     shares, sizes = _shares(clusters, values, top)
-    x, width = np.arange(len(sizes)), max(4.5, min(WIDTH, 1.5 + .4 * len(sizes)))
-    fig, (above, below) = plt.subplots(2, 1, figsize=(width, 4), sharex=True, height_ratios=(1, 3))
-    above.bar(x, sizes, color=".6", width=.85); above.set_ylabel("images")
-    for share, end, name, color in zip(shares.to_numpy().T, shares.cumsum(axis=1).to_numpy().T, _names(shares.columns, classes), cluster_colors(shares.shape[1]), strict=True):
-        below.bar(x, share, bottom=end - share, color=color, width=.85, label=name)
-    below.set_xticks(x, sizes.index, fontsize=8 if len(x) <= 40 else 6, rotation=0 if len(x) <= 40 else 90)
-    below.set(xlabel="cluster, largest first", ylabel="share", ylim=(0, 1), xlim=(-.6, len(x) - .4))
+    fig, (above, below) = plt.subplots(2, 1, figsize=(max(4.5, min(WIDTH, 1.5 + .4 * len(sizes))), 4), sharex=True, height_ratios=(1, 3))
+    above.bar(np.arange(len(sizes)), sizes, color=".6", width=.85); above.set_ylabel("images")
+    _draw_shares(below, shares, _names(shares.columns, classes), cluster_colors(shares.shape[1])); below.set_xlabel("cluster, largest first")
     fig.legend(*below.get_legend_handles_labels(), loc="outside right upper", reverse=True) # from top to bottom, as in the bars
     return fig
 

@@ -7,7 +7,6 @@ __all__ = ['BEST', 'BEST_ON', 'SelfTrainingMixin', 'DEC', 'IDEC']
 
 # %% ../../nbs/05_methods/03_dec.ipynb #77e97019
 import math
-import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -15,10 +14,10 @@ from typing import Literal
 import numpy as np
 import torch
 from fastcore.basics import patch
-from sklearn.utils.validation import check_is_fitted
+
 
 from ..pretraining import PretrainMixin
-from ..prototypes import PrototypesMixin
+from ..prototypes import SpreadMixin
 from ..self_training import StudentBank, Target, first_clusters
 from ..training.phases import Phase, adam
 from ..training.presets import Count, NonNegative, Positive, Share, Value, register
@@ -26,7 +25,7 @@ from ..vae import Autoencoder
 
 # %% ../../nbs/05_methods/03_dec.ipynb #7bcfec4d
 @dataclass(kw_only=True, repr=False, eq=False)
-class SelfTrainingMixin(PretrainMixin, PrototypesMixin):
+class SelfTrainingMixin(PretrainMixin, SpreadMixin):
     "Refines clusters and embedding by self-training. Source: DEC §3."
     init: Literal["k-means", "mixture"] | None = None   # where the first centres come from
     n_init: Count | None = None               # starts for the first centres
@@ -70,7 +69,7 @@ def _weights(self: SelfTrainingMixin, s) -> tuple:
 def _refine_loss(self: SelfTrainingMixin, net, batch, at):
     a, b = self._weights(self.settings_)
     x = self._augmented(net, batch["x"])
-    z, terms = self._terms(net, x) if b else (self._embedding(net, x), {})
+    z, terms = self._terms(net, x, batch.get("condition")) if b else (self._embedding(net, x), {})
     log_q = net.bank.log_q(z)
     p = self._target.of(log_q.detach().exp(), batch.get("index"))
     clustering = (torch.special.xlogy(p, p) - p * log_q).sum(1).mean()   # KL(P‖Q)
@@ -113,28 +112,7 @@ def _look(self: SelfTrainingMixin, net, images):
     self._target = None
     Z, labels = self.encode(images)
     for k in np.unique(labels): net.bank.spread[k] = torch.from_numpy(Z[labels == k].std(0))
-    empty = np.setdiff1d(np.arange(self.n_clusters_), labels)
-    if len(empty): warnings.warn(f"{len(empty)} of {self.n_clusters_} clusters are empty (numbers {', '.join(map(str, empty[:10]))}). Fewer clusters, another random_state, "
-                                 "or a longer pre-training may help.")
-
-# %% ../../nbs/05_methods/03_dec.ipynb #e6978d8e
-@patch
-def sample(
-    self: SelfTrainingMixin,
-    n: int = 16,                 # how many images
-    cluster: int | None = None,  # of this cluster; None: of all, as often as they occur in training
-    random_state=None,           # seed of the draw; None: the estimator's
-) -> np.ndarray:                 # (n,H,W,C) float32 in [0,1]
-    "Draw new images around the clusters' centres."
-    check_is_fitted(self, "module_")
-    if n < 1: raise ValueError(f"n={n} images cannot be drawn; n must be at least 1.")
-    if cluster is not None and (not isinstance(cluster, (int, np.integer)) or not 0 <= cluster < self.n_clusters_):
-        raise ValueError(f"cluster={cluster!r} does not exist; there are clusters 0…{self.n_clusters_ - 1}.")
-    rng = np.random.default_rng(self.random_state_ if random_state is None else random_state)
-    shares = np.bincount(self.labels_, minlength=self.n_clusters_) / len(self.labels_)
-    which = rng.choice(self.n_clusters_, n, p=shares) if cluster is None else np.full(n, cluster)
-    spread = self.module_.bank.spread.cpu().numpy()
-    return self.inverse_transform(self.cluster_centers_[which] + rng.standard_normal((n, spread.shape[1])) * spread[which])
+    self._warn_of_empty(labels)
 
 # %% ../../nbs/05_methods/03_dec.ipynb #9a189617
 @register

@@ -42,7 +42,7 @@ class VAESim(PrototypesMixin, VAE):
 
 # %% ../../nbs/05_methods/01_vaesim.ipynb #5e86192c
 @patch
-def _condition_dim(self: VAESim, s): return self.n_clusters_
+def _condition_dim(self: VAESim, s): return super(VAESim, self)._condition_dim(s) + self.n_clusters_
 
 @patch
 def _build(self: VAESim, shape, s):
@@ -51,9 +51,9 @@ def _build(self: VAESim, shape, s):
     return net
 
 @patch
-def _logits(self: VAESim, net, z, c=None):
-    "Decode embeddings together with their assignments: x̂ = d(z, c)."
-    return net.decoder(torch.cat([z, net.bank(z) if c is None else c], 1))
+def _logits(self: VAESim, net, z, y=None, c=None):
+    "Decode embeddings together with their assignments, and the covariates where there are any: x̂ = d(z, y, c)."
+    return super(VAESim, self)._logits(net, torch.cat([z, *([] if y is None else [y])], 1), net.bank(z) if c is None else c)
 
 # %% ../../nbs/05_methods/01_vaesim.ipynb #b652c671
 @patch
@@ -63,7 +63,7 @@ def _loss(self: VAESim, net, batch, at):
     mu, logvar = self._posterior(net, batch["x"])
     z = reparameterise(mu, logvar)
     c = net.bank(z if s.condition_on == "sample" else mu)
-    reconstruction = self._reconstruction(net, self._logits(net, z, c), batch["x"])
+    reconstruction = self._reconstruction(net, self._logits(net, z, batch.get("condition"), c), batch["x"])
     kl = kl_normal(mu, logvar, s.prior_std).mean()
     terms = dict(loss=reconstruction + self._beta(at) * kl, reconstruction=reconstruction, kl=kl)
     if s.orthogonality:
@@ -121,16 +121,14 @@ def sample(
     cluster: int | None = None,  # only from this cluster; None: from the prior
     min_similarity: float | None = None,  # keep draws at least so similar to the cluster's prototype
     random_state=None,     # seed of the draw; None: the estimator's
+    condition=None,        # as for `inverse_transform`
 ) -> np.ndarray:           # (n,H,W,C) float32 in [0,1]
     "Draw new images, from the prior or from one cluster. Source: VAESim §5."
-    check_is_fitted(self, "module_")
-    if n < 1: raise ValueError(f"n={n} images cannot be drawn; n must be at least 1.")
+    rng = self._draw(n, random_state, cluster)
     if cluster is None:
         if min_similarity is not None: raise ValueError("min_similarity needs a cluster=… to be similar to.")
-        return super(VAESim, self).sample(n, random_state=random_state)
+        return super(VAESim, self).sample(n, random_state=random_state, condition=condition)
     bank, s = self.module_.bank, self.settings_
-    if not isinstance(cluster, (int, np.integer)) or not 0 <= cluster < self.n_clusters_: raise ValueError(f"cluster={cluster!r} does not exist; there are clusters 0…{self.n_clusters_ - 1}.")
-    rng = np.random.default_rng(self.random_state_ if random_state is None else random_state)
     kept, best = [], -np.inf
     for _ in range(200):
         z = torch.from_numpy(rng.standard_normal((4096, s.latent_dim), dtype=np.float32) * s.prior_std).to(bank.Q.device)
@@ -138,7 +136,7 @@ def sample(
         mine = sim.argmax(1) == cluster
         if mine.any(): best = max(best, float(sim[mine, cluster].max()))
         kept += [z[mine & (sim[:, cluster] >= (-np.inf if min_similarity is None else min_similarity))].cpu().numpy()]
-        if sum(map(len, kept)) >= n: return self.inverse_transform(np.concatenate(kept)[:n])
+        if sum(map(len, kept)) >= n: return self.inverse_transform(np.concatenate(kept)[:n], condition)
     got, wanted = sum(map(len, kept)), "" if min_similarity is None else f" with a similarity of at least {min_similarity} (the largest was {best:.3g})"
     raise ValueError(f"only {got} of {200 * 4096} draws from the prior fell into cluster {cluster}{wanted}. Lower min_similarity, or choose a larger cluster.")
 

@@ -24,7 +24,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Cluster
 from ..data.arrays import as_images
 from .inference import InferenceMixin, _stack
 from .phases import learning_rate_factor, mix_seed, pick_device, pick_precision
-from .presets import Count, Epochs, Positive, Value, resolve
+from .presets import Count, Epochs, Positive, Share, Value, resolve
 from .saving import SavingMixin
 
 # %% ../../nbs/01_training/05_estimator.ipynb #25604718
@@ -38,6 +38,8 @@ class DeepClusterer(SavingMixin, InferenceMixin, ClassNamePrefixFeaturesOutMixin
     batch_size: Count | None = None   # images a step
     lr: Positive | None = None        # learning rate
     lr_schedule: Literal["constant", "cosine", "step", "tenths"] | None = None  # its course over a phase
+    lr_drop: Share | None = None      # step: what each drop multiplies the rate by
+    lr_drop_every: Count | None = None  # step: epochs between two drops
     patience: Count | None = None     # with validation images: epochs without improvement before stopping
     random_state: Any = None          # an int makes the run repeatable; None draws one and keeps it as `random_state_`
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"  # where to compute
@@ -59,7 +61,7 @@ DeepClusterer.presets = dict(ours={"*": dict(
     epochs=Value(40, "enough for the losses to level off on the sets in this book"),
     batch_size=Value(128, "usual for networks of this size"),
     lr=Value(1e-3, "Adam's default"),
-    lr_schedule=Value("constant", "simplest"),
+    lr_schedule=Value("constant", "simplest"), lr_drop=Value(0.2, "ours"), lr_drop_every=Value(20, "ours"),
 )})
 
 # %% ../../nbs/01_training/05_estimator.ipynb #af89e72b
@@ -76,7 +78,7 @@ def _phases(self: DeepClusterer, s: SimpleNamespace) -> list:
 @patch
 def _lr_factor(self: DeepClusterer, s):
     "The learning rate's course, for a `Phase`."
-    return lambda at: learning_rate_factor(s.lr_schedule, at)
+    return lambda at: learning_rate_factor(s.lr_schedule, at, s.lr_drop_every, s.lr_drop)
 
 # %% ../../nbs/01_training/05_estimator.ipynb #8300e86e
 @patch
@@ -93,12 +95,23 @@ def _check_counts(self: DeepClusterer, n: int, s, images):
 
 # %% ../../nbs/01_training/05_estimator.ipynb #5b8fe289
 @patch
-def _start(self: DeepClusterer, X, condition, resume, has_validation):
+def _check_settings(self: DeepClusterer, s: SimpleNamespace):
+    "Refuse settings that do not fit together, before anything is loaded."
+
+@patch
+def _take_condition(self: DeepClusterer, condition, s, X, n: int, validation):
+    "What the decoder is told; a method without one refuses a condition. Returns (of the images, of the validation images)."
+    if condition is not None: raise ValueError(f"{self.name} has no decoder that a condition could be told. Leave out condition=….")
+    return None, None
+
+@patch
+def _start(self: DeepClusterer, X, condition, resume, validation):
     "Settle the parameters and build the networks; returns (settings, images)."
-    if condition is not None:
-        raise ValueError(f"{self.name} takes no condition. Leave out condition=….")
     s, self.provenance_ = resolve(self, dataset=_set_name(X))
-    images = as_images(X)
+    images, has_validation = as_images(X), validation is not None
+    self.covariates_ = None
+    self._conditions = self._take_condition(condition, s, X, len(images), validation)
+    self._check_settings(s)
     s.image_size = self._working_size(images, s)
     images = self._take(images, s.image_size)
     self._check_counts(len(images), s, images)
@@ -137,14 +150,15 @@ def fit(
     self: DeepClusterer,
     X,                # images: (N,H,W), (N,H,W,C) or (N,C,H,W) array or tensor, an ImageSet, or a map-style Dataset
     y=None,           # ignored
-    condition=None,   # covariates for conditional methods
-    validation=None,  # images for a validation loss (and early stopping, with `patience`)
+    condition=None,   # what the decoder is told: names of columns of X's table, or values, a row an image
+    validation=None,  # images for a validation loss (and early stopping, with `patience`); with a condition: an ImageSet that has its columns
     resume=None,      # a checkpoint written by an earlier `fit` with the same parameters and images
 ):
     "Train on images and cluster them. Ctrl-C ends the training in order and keeps what has been learned."
-    s, images = self._start(X, condition, resume, validation is not None)
+    s, images = self._start(X, condition, resume, validation)
     validation = None if validation is None else self._take_fitted(validation)
-    self._train(s, images, validation, resume)
+    try: self._train(s, images, validation, resume)
+    finally: self._conditions = (None, None)   # of the training images: not kept
     self.module_.eval()
     self.labels_ = self._labels(images)
     return self
@@ -180,7 +194,7 @@ def _run(self: DeepClusterer, i, phase, s, images, validation, rows, resume):
         path = Path(s.checkpoint_dir) / "last.ckpt"
         path.parent.mkdir(parents=True, exist_ok=True)
     done = run_phase(
-        self.module_, phase, images, validation, rows=rows, seed=mix_seed(self.random_state_, i), batch_size=s.batch_size,
+        self.module_, phase, images, validation, self._conditions, rows=rows, seed=mix_seed(self.random_state_, i), batch_size=s.batch_size,
         precision=pick_precision(s.precision, pick_device(s.accelerator)), channels_last=s.channels_last, accelerator=s.accelerator,
         patience=s.patience, num_workers=s.num_workers, verbose=s.verbose, checkpoint=path, resume=resume,
         extra=lambda: self._checkpoint(i, images, s, rows, path), trainer_options=s.trainer_options)
@@ -199,7 +213,12 @@ def _fingerprint(self: DeepClusterer, images, s) -> dict:
     "What determines a training: method, settings, seed, and the images (a checksum of 64 of them)."
     some = images[np.linspace(0, len(images) - 1, min(64, len(images))).astype(int)]
     values = {k: v for k, v in vars(s).items() if k not in _ENGINE}
-    return dict(method=self.name, n=len(images), shape=list(self.image_shape_), images=zlib.crc32(some.tobytes()), seed=self.random_state_, settings=json.dumps(values, default=str))
+    return dict(method=self.name, n=len(images), shape=list(self.image_shape_), images=zlib.crc32(some.tobytes()), condition=self._condition_checksum(),
+                seed=self.random_state_, settings=json.dumps(values, default=str))
+
+@patch
+def _condition_checksum(self: DeepClusterer) -> int | None:
+    return None if self._conditions[0] is None else zlib.crc32(np.ascontiguousarray(self._conditions[0]))
 
 @patch
 def _checkpoint(self: DeepClusterer, phase: int, images, s, rows, path) -> dict:

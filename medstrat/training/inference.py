@@ -45,8 +45,8 @@ def _take_fitted(self: InferenceMixin, X) -> np.ndarray:
 
 # %% ../../nbs/01_training/04_inference.ipynb #11ade008
 @patch
-def _batches(self: InferenceMixin, items, fn, layout=to_network):
-    "Yield `fn(net, batch)` over batches of an array, in evaluation mode, without gradients."
+def _batches(self: InferenceMixin, items, fn, layout=to_network, beside=None):
+    "Yield `fn(net, batch)`, or `fn(net, batch, rows of beside)`, over batches of an array, in evaluation mode, without gradients."
     s = self.settings_
     device = pick_device(s.accelerator)
     half = pick_precision(s.precision, device).startswith("bf16")
@@ -55,7 +55,8 @@ def _batches(self: InferenceMixin, items, fn, layout=to_network):
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16) if half else nullcontext():
         for i in range(0, len(items), step):
             batch = torch.from_numpy(np.array(items[i:i + step])).to(device)
-            yield fn(net, layout(dict(images=batch), s.channels_last) if layout else batch)
+            more = () if beside is None else (torch.from_numpy(beside[i:i + step]).to(device),)
+            yield fn(net, layout(dict(images=batch), s.channels_last) if layout else batch, *more)
 
 @patch
 def _labels(self: InferenceMixin, images) -> np.ndarray:
@@ -87,21 +88,29 @@ def _stack(parts): return np.concatenate([p.float().cpu().numpy() for p in parts
 def inverse_transform(
     self: InferenceMixin,
     Z,  # (N,d) embeddings
+    condition=None,  # what the decoder is told, where it learned with a condition: {column: value} for all, or a row an image; None: the typical condition
 ) -> np.ndarray:  # (N,H,W,C) float32 in [0,1]
     "Decode embeddings to images of the size that the networks work at."
     check_is_fitted(self, "module_")
     Z = np.asarray(Z, dtype=np.float32)
     if Z.ndim != 2 or Z.shape[1] != self._n_features_out: raise ValueError(f"embeddings of shape (N, {self._n_features_out}) are needed, as `transform` gives them; got {Z.shape}.")
-    return _stack(self._batches(Z, lambda net, z: self._decode(net, z), layout=None)).transpose(0, 2, 3, 1)
+    return _stack(self._batches(Z, self._decode, layout=None, beside=self._told(condition, len(Z)))).transpose(0, 2, 3, 1)
+
+@patch
+def _told(self: InferenceMixin, condition, n: int, X=None) -> np.ndarray | None:
+    "The condition as the decoder takes it, (n,m); from the table of the images X where there are any. None: the method learned without."
+    if condition is not None: raise ValueError(f"this {self.name} learned without a condition. Leave out condition=….")
 
 @patch
 def reconstruct(
     self: InferenceMixin,
-    X,  # images
+    X,  # images; where the decoder learned with a condition, an ImageSet with its columns …
+    condition=None,  # … or the condition itself, as for `inverse_transform`
 ) -> np.ndarray:  # (N,H,W,C) float32 in [0,1]
     "Encode and decode images."
-    both = lambda net, x: self._decode(net, self._encode(net, x)[0])
-    return _stack(self._batches(self._take_fitted(X), both)).transpose(0, 2, 3, 1)
+    images = self._take_fitted(X)
+    both = lambda net, x, *y: self._decode(net, self._encode(net, x)[0], *y)
+    return _stack(self._batches(images, both, beside=self._told(condition, len(images), X))).transpose(0, 2, 3, 1)
 
 @patch(as_prop=True)
 def _n_features_out(self: InferenceMixin):

@@ -209,6 +209,7 @@ def run_phase(
     phase: Phase,
     images,                # (N,H,W,C) array
     validation=None,       # (M,H,W,C) array or None
+    conditions=(None, None),  # what a decoder is told beside the images and the validation images: (N,m) and (M,m) arrays
     *, rows: list,         # the history so far; one dictionary an epoch is appended
     seed: int, batch_size: int, precision: str = "32-true", channels_last: bool = True, accelerator: str = "auto",
     patience: int | None = None, num_workers: int = 0, verbose: bool = False,
@@ -224,9 +225,9 @@ def run_phase(
                    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
                    num_sanity_val_steps=0, use_distributed_sampler=False), **options)
     with quiet_lightning(): trainer = pl.Trainer(**options, callbacks=callbacks)
-    loader = train_loader(images, batch_size, seed, lambda: trainer.current_epoch, num_workers, trainer.global_rank, trainer.world_size)
+    loader = train_loader(images, batch_size, seed, lambda: trainer.current_epoch, num_workers, trainer.global_rank, trainer.world_size, conditions[0])
     module = PhaseModule(net, phase, images, seed, steps=phase.epochs * len(loader.batch_sampler), channels_last=channels_last)
-    loaders = (loader, None if validation is None else train_loader(validation, batch_size, seed, lambda: 0))
+    loaders = (loader, None if validation is None else train_loader(validation, batch_size, seed, lambda: 0, condition=conditions[1]))
     with orderly_interrupt(trainer, module), quiet_lightning(), torch.random.fork_rng(devices=_cuda_devices()):
         try: trainer.fit(module, *loaders, ckpt_path=resume, weights_only=True if resume else None)
         except NonFiniteLoss:

@@ -37,7 +37,7 @@ def learning_rate_factor(
     schedule: str,    # "constant", "cosine" (to zero), "step", or "tenths" (divided by ten at every tenth of the phase)
     at: Moment,
     every: int = 20,  # step: epochs between two drops
-    factor: float = 0.2,  # step: what each drop multiplies the rate with
+    factor: float = 0.2,  # step: what each drop multiplies the rate by
 ) -> float:
     "What the learning rate is multiplied with at this moment."
     if schedule == "cosine": return 0.5 * (1 + math.cos(math.pi * min(at.progress, 1.0)))
@@ -96,13 +96,14 @@ def check_finite(
 
 # %% ../../nbs/01_training/01_phases.ipynb #4d4b5eb3
 class ImageBatches(Dataset):
-    "Images (N,H,W,C) by index; a batch is a dictionary with `images` (B,H,W,C), `index` (B,)."
-    def __init__(self, images): self.images = images
+    "Images (N,H,W,C) by index; a batch is a dictionary with `images` (B,H,W,C), `index` (B,) and, where there is one, `condition` (B,m)."
+    def __init__(self, images, condition=None): self.images, self.condition = images, condition
     def __len__(self): return len(self.images)
     def __getitem__(self, i): return self.__getitems__([i])
     def __getitems__(self, indices):
         index = np.asarray(indices)
-        return dict(images=torch.from_numpy(np.ascontiguousarray(self.images[index])), index=torch.from_numpy(index))
+        batch = dict(images=torch.from_numpy(np.ascontiguousarray(self.images[index])), index=torch.from_numpy(index))
+        return batch if self.condition is None else dict(batch, condition=torch.from_numpy(self.condition[index]))
 
 # %% ../../nbs/01_training/01_phases.ipynb #063deb69
 def mix_seed(*parts: int) -> int:
@@ -125,11 +126,11 @@ class ShuffledBatches:
         yield from np.split(order, cuts)
 
 # %% ../../nbs/01_training/01_phases.ipynb #67d9a657
-def train_loader(images, batch_size: int, seed: int, epoch: Callable, num_workers: int = 0, rank: int = 0, world: int = 1):
+def train_loader(images, batch_size: int, seed: int, epoch: Callable, num_workers: int = 0, rank: int = 0, world: int = 1, condition=None):
     "A DataLoader whose batches are dictionaries, in an order fixed by `seed` and `epoch()`."
     batches = ShuffledBatches(len(images), batch_size, seed, epoch, rank, world)
     # a generator of its own: the loader must not take a draw from the stream that the training's noise comes from
-    return DataLoader(ImageBatches(images), batch_sampler=batches, collate_fn=_as_it_is, num_workers=num_workers,
+    return DataLoader(ImageBatches(images, condition), batch_sampler=batches, collate_fn=_as_it_is, num_workers=num_workers,
                       pin_memory=torch.cuda.is_available(), generator=torch.Generator())
 
 def _as_it_is(batch): return batch

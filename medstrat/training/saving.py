@@ -17,6 +17,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from .. import __version__
+from ..conditioning import Covariates
 from .presets import get_method
 
 # %% ../../nbs/01_training/03_saving.ipynb #fc4902b9
@@ -59,7 +60,7 @@ class SavingMixin:
         keep = {k: v for k, v in vars(self.settings_).items() if k not in _NOT_SAVED} | dict(random_state=self.random_state_)
         return dict(format=FORMAT, medstrat=__version__, method=self.name, settings=keep, provenance=self.provenance_,
                     image_shape=self.image_shape_, random_state=self.random_state_, interrupted=self.interrupted_, n_iter=self.n_iter_,
-                    history=self.history_.to_dict("records"), n_clusters=self.n_clusters_,
+                    history=self.history_.to_dict("records"), n_clusters=self.n_clusters_, covariates=self.covariates_ and self.covariates_.to_list(),
                     own_networks=[k for k in ("encoder", "decoder") if getattr(self.settings_, k, None) is not None])
 
     @classmethod
@@ -90,6 +91,7 @@ def load_model(
     model.provenance_, model.image_shape_ = header["provenance"], tuple(header["image_shape"])
     for name in ("random_state", "interrupted", "n_iter", "n_clusters"): setattr(model, f"{name}_", header[name])
     model.history_, model.labels_ = pd.DataFrame(header["history"]), tensors.pop("labels_").numpy()
+    model.covariates_ = header.get("covariates") and Covariates.from_list(header["covariates"])
     model._make(model.settings_)
     try: model.module_.load_state_dict({k.removeprefix("net."): v for k, v in tensors.items()})
     except RuntimeError as e: raise ValueError(f"the weights in {str(path)!r} do not fit the networks: {e}") from None
