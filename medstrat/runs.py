@@ -6,7 +6,7 @@
 __all__ = ['PROTOCOL', 'SCORES', 'Request', 'find_dataset', 'run_name', 'free_folder', 'Run', 'start_run', 'describe_run',
            'finish', 'read_runs', 'compare']
 
-# %% ../nbs/06_runs.ipynb #b15a8c4d
+# %% ../nbs/06_runs.ipynb #90ebfe77
 import json
 import os
 import platform
@@ -20,11 +20,12 @@ import numpy as np
 import pandas as pd
 
 from .data.named import _resolve, load_dataset
+from .evaluation.association import associations
 from .evaluation.metrics import Encoded, evaluate
 from .training.phases import pick_device, pick_precision
 from .training.presets import CHAINS, get_method, match_name, resolve
 
-# %% ../nbs/06_runs.ipynb #12bed05c
+# %% ../nbs/06_runs.ipynb #51359be3
 PROTOCOL = 1   # version of the evaluation protocol; runs of different versions are not put into one table
 _FIXED = ("preset", "random_state", "encoder", "decoder")  # set by the run's own words, or not writable as text
 _SILENT = ("verbose", "num_workers", "accelerator", "trainer_options", "checkpoint_dir", "cache_dir")  # change nothing in the result
@@ -49,6 +50,7 @@ class Request:
         self.preset, self.on = match_name(self.preset, list(CHAINS), "preset"), match_name(self.on, ["test", "val", "val+test"], "split to score (on)")
         model = cls(**given, preset=self.preset, random_state=_whole(self.seed))
         settings, _ = resolve(model)
+        model._check_settings(settings)
         self.parameters = {k: getattr(settings, k) for k in given if k not in _SILENT}   # the field's own names, values as they are used
         return model
 
@@ -74,7 +76,7 @@ def free_folder(out, name: str) -> Path:
     while folder.exists(): i += 1; folder = Path(out) / f"{name}-{i}"
     return folder
 
-# %% ../nbs/06_runs.ipynb #8bb30dc0
+# %% ../nbs/06_runs.ipynb #13ca18a8
 @dataclass
 class Run:
     "A run in progress, or finished: its data, its estimator, its scores and its folder."
@@ -84,6 +86,7 @@ class Run:
     model: object     # the fitted estimator
     encoded: dict     # split → `Encoded`
     evaluation: object
+    associations: object  # clusters with each column of the table, scored split
     record: dict      # the content of run.json
     partial: Path     # where it is while the run is in progress; nobody else writes there
 
@@ -92,7 +95,7 @@ class Run:
         figure.savefig(self.partial / f"{name}.png", dpi=150, bbox_inches="tight")
         return figure
 
-# %% ../nbs/06_runs.ipynb #823e6083
+# %% ../nbs/06_runs.ipynb #4866b674
 def start_run(
     model="vaesim", dataset="digits", seed=0, preset="best",
     on="test",       # scored split
@@ -114,7 +117,7 @@ def start_run(
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.parent))
     partial.chmod(0o755)
-    run = Run(request, folder, splits, estimator, {}, None, {}, partial)
+    run = Run(request, folder, splits, estimator, {}, None, None, {}, partial)
     estimator.save(run.partial / "model.safetensors")
     estimator.history_.to_csv(run.partial / "history.csv", index=False)
     return _score(run, clock)
@@ -125,7 +128,7 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[name], self.last = round(now - self.last, 2), now
 
-# %% ../nbs/06_runs.ipynb #d6e78151
+# %% ../nbs/06_runs.ipynb #10939dfb
 def _score(run: Run, clock) -> Run:
     "Embed all splits, score, and note everything down."
     sets = {k: getattr(run.splits, k) for k in ("train", "val", "test") if getattr(run.splits, k) is not None}
@@ -134,11 +137,20 @@ def _score(run: Run, clock) -> Run:
         run.encoded[name] = Encoded(Z, clusters, images.labels)
     clock("embed")
     run.evaluation = evaluate(run.encoded, on=run.request.on, n_clusters=run.model.n_clusters_, seed=run.model.random_state_)
+    assigned = pd.concat([_assigned(k, e, sets[k]) for k, e in run.encoded.items()], ignore_index=True)
+    assigned.to_csv(run.partial / "assignments.csv", index=False)
+    scored = assigned[assigned.split.isin(run.request.on.split("+"))].reset_index(drop=True)
+    columns = scored.drop(columns=["split", "index", "label", "cluster"])
+    run.associations = associations(scored.cluster, columns, patient="patient" if "patient" in columns else None, random_state=run.model.random_state_)
     clock("evaluate")
-    rows = [pd.DataFrame(dict(split=k, index=range(len(e.clusters)), label=e.labels, cluster=e.clusters)) for k, e in run.encoded.items()]
-    pd.concat(rows).to_csv(run.partial / "assignments.csv", index=False)
     run.record = describe_run(run, clock.seconds)
     return run
+
+def _assigned(split, encoded, images) -> pd.DataFrame:
+    "One row an image: its label, its cluster, and the further columns of the images' table."
+    rows = pd.DataFrame(dict(split=split, index=range(len(encoded.clusters)), label=encoded.labels, cluster=encoded.clusters))
+    more = images.table.reset_index(drop=True)
+    return pd.concat([rows, more[[c for c in more if c not in rows and c != images.target]]], axis=1)
 
 def describe_run(run: Run, seconds: dict) -> dict:
     "What `run.json` says."
@@ -151,6 +163,7 @@ def describe_run(run: Run, seconds: dict) -> dict:
         parameters=run.request.parameters, settings=settings, provenance={k: model.provenance_[k] for k in settings},
         images={k: len(e.clusters) for k, e in run.encoded.items()}, notices=list(run.splits.notices),
         interrupted=model.interrupted_, epochs=model.n_iter_, seconds=seconds, metrics=run.evaluation.metrics,
+        associations=json.loads(run.associations.reset_index(names="column").to_json(orient="records", double_precision=6)),
         versions={p: _version(p) for p in packages} | dict(python=platform.python_version()),
         device=str(pick_device(s.accelerator)), precision=pick_precision(s.precision, pick_device(s.accelerator)), cores=os.cpu_count())
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DeepClusterer', 'read_checkpoint']
 
-# %% ../../nbs/01_training/05_estimator.ipynb #ca865b2c
+# %% ../../nbs/01_training/05_estimator.ipynb #2e0903c6
 import json
 import secrets
 import warnings
@@ -27,7 +27,7 @@ from .phases import learning_rate_factor, mix_seed, pick_device, pick_precision
 from .presets import Count, Epochs, Positive, Share, Value, resolve
 from .saving import SavingMixin
 
-# %% ../../nbs/01_training/05_estimator.ipynb #25604718
+# %% ../../nbs/01_training/05_estimator.ipynb #9f23ae4f
 @dataclass(kw_only=True, repr=False, eq=False)
 class DeepClusterer(SavingMixin, InferenceMixin, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, BaseEstimator):
     "Base class of all methods: a scikit-learn clusterer and transformer over images."
@@ -54,7 +54,7 @@ class DeepClusterer(SavingMixin, InferenceMixin, ClassNamePrefixFeaturesOutMixin
         "Embed images: (N,d) float32, the posterior mean where the encoder is probabilistic."
         return _stack(self._batches(self._take_fitted(X), lambda net, x: self._encode(net, x)[0]))
 
-# %% ../../nbs/01_training/05_estimator.ipynb #4fd5eb33
+# %% ../../nbs/01_training/05_estimator.ipynb #fb0ec68c
 DeepClusterer.name = "deep clusterer"
 DeepClusterer.presets = dict(ours={"*": dict(
     n_clusters=Value(10, "a round number; choose it for your data, or by a criterion without labels"),
@@ -64,7 +64,7 @@ DeepClusterer.presets = dict(ours={"*": dict(
     lr_schedule=Value("constant", "simplest"), lr_drop=Value(0.2, "ours"), lr_drop_every=Value(20, "ours"),
 )})
 
-# %% ../../nbs/01_training/05_estimator.ipynb #af89e72b
+# %% ../../nbs/01_training/05_estimator.ipynb #a62baa9e
 @patch
 def _build(self: DeepClusterer, shape: tuple, s: SimpleNamespace) -> torch.nn.Module:
     "The networks for images of `shape` (H,W,C), with the settings `s`."
@@ -93,7 +93,7 @@ def _check_counts(self: DeepClusterer, n: int, s, images):
     if isinstance(s.n_clusters, int) and s.n_clusters > n:
         raise ValueError(f"n_clusters={s.n_clusters} is more than the {n} images given. Choose n_clusters ≤ {n}.")
 
-# %% ../../nbs/01_training/05_estimator.ipynb #5b8fe289
+# %% ../../nbs/01_training/05_estimator.ipynb #71c4aaa3
 @patch
 def _check_settings(self: DeepClusterer, s: SimpleNamespace):
     "Refuse settings that do not fit together, before anything is loaded."
@@ -104,6 +104,46 @@ def _take_condition(self: DeepClusterer, condition, s, X, n: int, validation):
     if condition is not None: raise ValueError(f"{self.name} has no decoder that a condition could be told. Leave out condition=….")
     return None, None
 
+# %% ../../nbs/01_training/05_estimator.ipynb #5efd631b
+def _seed(random_state) -> int:
+    "A whole number from what scikit-learn takes as `random_state`."
+    if random_state is None: return secrets.randbits(31)
+    if isinstance(random_state, np.random.RandomState): return int(random_state.randint(2**31 - 1))
+    if isinstance(random_state, (int, np.integer)) and not isinstance(random_state, bool) and random_state >= 0: return int(random_state)
+    raise ValueError(f"random_state={random_state!r} cannot be used; give a whole number ≥ 0, a numpy RandomState, or None.")
+
+def _set_name(X) -> str:
+    "The name of the data set that images come from, for presets; parts are called `name/train`."
+    return str(getattr(X, "name", "*")).partition("/")[0]
+
+@patch
+def _make(self: DeepClusterer, s):
+    "Build the networks with weights that depend on the seed alone."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(self.random_state_)
+        net = self._build(self.image_shape_, s)
+    self.module_ = net.to(memory_format=torch.channels_last) if s.channels_last else net
+
+# %% ../../nbs/01_training/05_estimator.ipynb #4e17f7d9
+@patch
+def fit(
+    self: DeepClusterer,
+    X,                # images: (N,H,W), (N,H,W,C) or (N,C,H,W) array or tensor, an ImageSet, or a map-style Dataset
+    y=None,           # ignored
+    condition=None,   # what the decoder is told: names of columns of X's table, or values, a row an image
+    validation=None,  # images for a validation loss (and early stopping, with `patience`); with a condition: an ImageSet that has its columns
+    resume=None,      # a checkpoint written by an earlier `fit` with the same parameters and images
+):
+    "Train on images and cluster them. Ctrl-C ends the training in order and keeps what has been learned."
+    s, images = self._start(X, condition, resume, validation)
+    validation = None if validation is None else self._take_fitted(validation)
+    try: self._train(s, images, validation, resume)
+    finally: self._conditions = (None, None)   # of the training images: not kept
+    self.module_.eval()
+    self.labels_ = self._labels(images)
+    return self
+
+# %% ../../nbs/01_training/05_estimator.ipynb #115cdc22
 @patch
 def _start(self: DeepClusterer, X, condition, resume, validation):
     "Settle the parameters and build the networks; returns (settings, images)."
@@ -125,45 +165,7 @@ def _start(self: DeepClusterer, X, condition, resume, validation):
     self._make(s)
     return s, images
 
-def _seed(random_state) -> int:
-    "A whole number from what scikit-learn takes as `random_state`."
-    if random_state is None: return secrets.randbits(31)
-    if isinstance(random_state, np.random.RandomState): return int(random_state.randint(2**31 - 1))
-    if isinstance(random_state, (int, np.integer)) and not isinstance(random_state, bool) and random_state >= 0: return int(random_state)
-    raise ValueError(f"random_state={random_state!r} cannot be used; give a whole number ≥ 0, a numpy RandomState, or None.")
-
-def _set_name(X) -> str:
-    "The name of the data set that images come from, for presets; parts are called `name/train`."
-    return str(getattr(X, "name", "*")).partition("/")[0]
-
-@patch
-def _make(self: DeepClusterer, s):
-    "Build the networks with weights that depend on the seed alone."
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(self.random_state_)
-        net = self._build(self.image_shape_, s)
-    self.module_ = net.to(memory_format=torch.channels_last) if s.channels_last else net
-
-# %% ../../nbs/01_training/05_estimator.ipynb #7e33a20e
-@patch
-def fit(
-    self: DeepClusterer,
-    X,                # images: (N,H,W), (N,H,W,C) or (N,C,H,W) array or tensor, an ImageSet, or a map-style Dataset
-    y=None,           # ignored
-    condition=None,   # what the decoder is told: names of columns of X's table, or values, a row an image
-    validation=None,  # images for a validation loss (and early stopping, with `patience`); with a condition: an ImageSet that has its columns
-    resume=None,      # a checkpoint written by an earlier `fit` with the same parameters and images
-):
-    "Train on images and cluster them. Ctrl-C ends the training in order and keeps what has been learned."
-    s, images = self._start(X, condition, resume, validation)
-    validation = None if validation is None else self._take_fitted(validation)
-    try: self._train(s, images, validation, resume)
-    finally: self._conditions = (None, None)   # of the training images: not kept
-    self.module_.eval()
-    self.labels_ = self._labels(images)
-    return self
-
-# %% ../../nbs/01_training/05_estimator.ipynb #0dd00845
+# %% ../../nbs/01_training/05_estimator.ipynb #f5f2c704
 @patch
 def _train(self: DeepClusterer, s, images, validation, resume):
     "Run the phases; fills `history_`, `n_iter_`, `interrupted_`, and `checkpoint_` with the path of the last checkpoint."
@@ -184,7 +186,7 @@ def _train(self: DeepClusterer, s, images, validation, resume):
         self.labels_ = self._labels(images)
         raise trouble
 
-# %% ../../nbs/01_training/05_estimator.ipynb #dcd45220
+# %% ../../nbs/01_training/05_estimator.ipynb #4037319d
 @patch
 def _run(self: DeepClusterer, i, phase, s, images, validation, rows, resume):
     "Train one phase through Lightning."
@@ -204,7 +206,7 @@ def _run(self: DeepClusterer, i, phase, s, images, validation, rows, resume):
         warnings.warn(f"Training was interrupted in phase {phase.name!r}, epoch {epoch}; what has been learned so far is kept."
                       + (f" Go on with fit(…, resume={self.checkpoint_!r})." if self.checkpoint_ else ""))
 
-# %% ../../nbs/01_training/05_estimator.ipynb #423987a3
+# %% ../../nbs/01_training/05_estimator.ipynb #beb09e8b
 # what may differ between the two halves of a resumed training
 _ENGINE = ("verbose", "checkpoint_dir", "cache_dir", "num_workers", "accelerator", "trainer_options", "random_state", "encoder", "decoder")
 
@@ -220,6 +222,7 @@ def _fingerprint(self: DeepClusterer, images, s) -> dict:
 def _condition_checksum(self: DeepClusterer) -> int | None:
     return None if self._conditions[0] is None else zlib.crc32(np.ascontiguousarray(self._conditions[0]))
 
+# %% ../../nbs/01_training/05_estimator.ipynb #c91da3ee
 @patch
 def _checkpoint(self: DeepClusterer, phase: int, images, s, rows, path) -> dict:
     "What a checkpoint holds beside Lightning's own."
