@@ -46,7 +46,7 @@ def _whole(values, name:str) -> pd.Series:
                          "Leave out these images, or fill the gaps – for text, a category of its own such as 'unknown' is honest.")
     return values
 
-# %% ../nbs/01_conditioning.ipynb #26b41be1
+# %% ../nbs/01_conditioning.ipynb #847caba8
 def learn_covariate(
     values,     # the column for the training images, (N,)
     name: str,
@@ -54,18 +54,22 @@ def learn_covariate(
     "Read categories, or mean and standard deviation, off a column. ValueError for gaps, constants and identifiers."
     values = _whole(values, name)
     distinct = values.nunique()
-    if distinct == 1: raise ValueError(f"the condition {name!r} is {values[0]!r} for all training images: there is nothing to condition on. Leave it out.")
+    plain = lambda v: v.item() if isinstance(v, np.generic) else v
+    if distinct == 1: raise ValueError(f"the condition {name!r} is {plain(values[0])!r} for all training images: there is nothing to condition on. Leave it out.")
     if column_kind(values) == "number":
         values = values.astype(np.float64)
-        return Covariate(name, None, float(values.mean()), float(values.std(ddof=0)), float(values.mean()))
+        mean, std = float(values.mean()), float(values.std(ddof=0))
+        if not (np.isfinite(std) and std > 0): raise ValueError(f"the condition {name!r} has a standard deviation of {std}; divide such numbers by a fixed one first.")
+        return Covariate(name, None, mean, std, mean)
     if distinct > max(len(values) // 2, 2):
         raise ValueError(f"the condition {name!r} has {distinct} categories for {len(values)} images, almost one for each. "
                          "A quantity in whole numbers becomes a number with .astype(float); an identifier cannot be a condition.")
-    plain = lambda v: v.item() if isinstance(v, np.generic) else v
+    odd = [v for v in values.unique() if not isinstance(plain(v), (str, bool, int, float))]
+    if odd: raise ValueError(f"the condition {name!r} has categories such as {odd[0]!r} ({type(odd[0]).__name__}), which cannot be saved with a model. Turn them into text with .astype(str).")
     known = sorted(values.unique(), key=lambda v: (str(type(v)), v))
     return Covariate(name, tuple(plain(v) for v in known), typical=plain(values.mode()[0]))
 
-# %% ../nbs/01_conditioning.ipynb #2069e87d
+# %% ../nbs/01_conditioning.ipynb #f53030b2
 def encode_covariate(
     c: Covariate,
     values,          # the column, (N,)
@@ -74,14 +78,16 @@ def encode_covariate(
     values = _whole(values, c.name)
     if c.categories is None:
         if not pd.api.types.is_numeric_dtype(values.dtype): raise ValueError(f"the condition {c.name!r} was a number in training; got {values[0]!r}.")
-        return ((values.to_numpy(np.float64) - c.mean) / c.std).astype(np.float32)[:, None]
+        coded = ((values.to_numpy(np.float64) - c.mean) / c.std)[:, None]
+        if np.abs(coded).max(initial=0) > 1e6: raise ValueError(f"the condition {c.name!r} lies more than a million standard deviations from its mean in training, {c.mean:g}.")
+        return coded.astype(np.float32)
     place = pd.Index(c.categories, dtype=object).get_indexer(values.astype(object))
     if (place < 0).any():
         unseen = sorted({repr(v) for v in values[place < 0]})
         raise ValueError(f"the condition {c.name!r} has categories that training has not seen: {', '.join(unseen[:5])}. Known are: {', '.join(map(repr, c.categories[:20]))}.")
     return np.eye(c.width, dtype=np.float32)[place]
 
-# %% ../nbs/01_conditioning.ipynb #4538231e
+# %% ../nbs/01_conditioning.ipynb #cbf79b6f
 def _is_names(condition) -> bool:
     return isinstance(condition, str) or (isinstance(condition, (list, tuple)) and len(condition) > 0 and all(isinstance(c, str) for c in condition))
 
@@ -91,19 +97,24 @@ def condition_table(
     n: int,        # how many images
 ) -> pd.DataFrame: # (n, number of columns)
     "The columns that are meant. ValueError when there is no such column, or the lengths differ."
-    if _is_names(condition):
-        names, table = [condition] if isinstance(condition, str) else list(condition), getattr(X, "table", None)
-        if not isinstance(table, pd.DataFrame): raise ValueError(f"condition={condition!r} names columns, but the images come without a table. "
-                                                                 "Give an ImageSet with such columns, or the values themselves as an array, Series or DataFrame.")
-        for name in names:
-            if name not in table: raise ValueError(f"condition={name!r}: there is no such column.{did_you_mean(name, table.columns)} There are: {', '.join(map(str, table.columns))}.")
-        return table[names]
+    if _is_names(condition): return _columns([condition] if isinstance(condition, str) else list(condition), getattr(X, "table", None))
     if not isinstance(condition, pd.DataFrame):
-        a = condition if isinstance(condition, pd.Series) else np.asarray(condition)
-        if a.ndim not in (1, 2) or a.dtype.kind == "V": raise ValueError(f"a condition of shape {a.shape} was given; needed: one value (N,) or one row (N,m) an image.")
-        condition = pd.DataFrame({a.name if getattr(a, "name", None) is not None else "condition": a}) if a.ndim == 1 else pd.DataFrame(a, columns=[f"condition_{i}" for i in range(a.shape[1])])
+        name = getattr(condition, "name", None)
+        a = pd.DataFrame(list(condition) if isinstance(condition, (list, tuple)) else condition).infer_objects()   # lists of rows may mix text and numbers
+        condition = a.set_axis([str(name or "condition")] if a.shape[1] == 1 else [f"condition_{i}" for i in range(a.shape[1])], axis=1)
     if len(condition) != n: raise ValueError(f"the condition has {len(condition)} rows for {n} images.")
-    return condition
+    if condition.columns.duplicated().any(): raise ValueError(f"the condition has two columns {condition.columns[condition.columns.duplicated()][0]!r}.")
+    return condition.rename(columns=str)
+
+def _columns(names, table) -> pd.DataFrame:
+    if not isinstance(table, pd.DataFrame): raise ValueError(f"condition={names[0]!r} is the name of a column, but the images come without a table. "
+                                                             "Give an ImageSet with such a column, or the values themselves as an array, Series or DataFrame.")
+    if len(set(names)) < len(names): raise ValueError(f"the condition names a column twice: {', '.join(names[:20])}.")
+    table = table.rename(columns=str)
+    for name in names:
+        if name not in table: raise ValueError(f"condition: there is no column {name!r}.{did_you_mean(name, table.columns)} There are: {', '.join(table.columns)}. "
+                                               "(Texts in a list are names of columns; values are given as an array or a Series.)")
+    return table[names]
 
 # %% ../nbs/01_conditioning.ipynb #dc56d15c
 @dataclass(frozen=True)
@@ -132,19 +143,23 @@ class Covariates:
         if lack: raise ValueError(f"the condition needs {', '.join(map(repr, self.names))}; {', '.join(map(repr, lack))} is missing among {', '.join(map(repr, table.columns))}.")
         return np.concatenate([encode_covariate(c, table[c.name]) for c in self.columns], axis=1)
 
-# %% ../nbs/01_conditioning.ipynb #a117314f
+# %% ../nbs/01_conditioning.ipynb #a9280f4b
 def rows_for(
     covariates: Covariates,
-    condition,        # {column: value} for all images; a table or array of n rows; None: the typical condition
-    n: int,           # how many images are made
+    condition,        # {column: value} for all images; values, a row an image; names of columns of X's table; None: see X
+    n: int,           # how many images
+    X=None,           # the images, where there are any; then None stands for their own columns, else for the typical condition
 ) -> np.ndarray:      # (n,width) float32
-    "What the decoder is told about n images that are made. ValueError as in `Covariates.encode`."
-    if condition is None: condition = covariates.typical
-    if isinstance(condition, dict):
-        unknown = [k for k in condition if k not in covariates.names]
-        if unknown: raise ValueError(f"the condition has no column {unknown[0]!r}.{did_you_mean(unknown[0], covariates.names)} There are: {', '.join(covariates.names)}.")
-        row = covariates.encode(pd.DataFrame({k: [v] for k, v in {**covariates.typical, **condition}.items()}))
-        return np.repeat(row, n, axis=0)
-    table = condition_table(condition, None, n)
-    if not isinstance(condition, (pd.DataFrame, pd.Series)) and table.shape[1] == len(covariates.names): table = table.set_axis(covariates.names, axis=1)
+    "What the decoder is told about n images. ValueError as in `Covariates.encode`."
+    if X is not None and (condition is None or _is_names(condition)): return covariates.encode(condition_table(covariates.names if condition is None else condition, X, n))
+    if condition is None or isinstance(condition, dict): return np.repeat(covariates.encode(_one_row(covariates, condition or {})), n, axis=0)
+    table = condition_table(condition, X, n)
+    if not isinstance(condition, pd.DataFrame) and table.shape[1] == len(covariates.names): table = table.set_axis(covariates.names, axis=1)
     return covariates.encode(table)
+
+def _one_row(covariates, condition: dict) -> pd.DataFrame:
+    "The typical condition, with the given values in their places."
+    for k, v in condition.items():
+        if k not in covariates.names: raise ValueError(f"the condition has no column {k!r}.{did_you_mean(k, covariates.names)} There are: {', '.join(covariates.names)}.")
+        if np.ndim(v) or isinstance(v, (dict, set)): raise ValueError(f"the condition {k!r} needs one value for all images in a dictionary, got {v!r}. For a row an image, give a DataFrame.")
+    return pd.DataFrame({k: [v] for k, v in {**covariates.typical, **condition}.items()})

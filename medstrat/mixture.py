@@ -12,31 +12,30 @@ import numpy as np
 import torch
 from torch import nn
 
-# %% ../nbs/03_mixture.ipynb #b6de0de8
+# %% ../nbs/03_mixture.ipynb #bbb17b66
 def log_joint(
     z: torch.Tensor,       # (B,d) points
     log_pi: torch.Tensor,  # (K,) logarithms of the clusters' shares
-    mu: torch.Tensor,      # (K,d) their centres
-    logvar: torch.Tensor,  # (K,d) logarithms of their variances
+    mu: torch.Tensor,      # (K,d) their centres, or (B,K,d)
+    logvar: torch.Tensor,  # (K,d) logarithms of their variances, or (B,K,d)
 ) -> torch.Tensor:         # (B,K) log p(z,c), at least float32
     "Joint log-density of points and clusters. Source: CDVaDE Eq. 3; VaDE Eq. 16."
     return log_pi - 0.5 * (_squares(z, 0.0, mu, logvar) + z.shape[1] * math.log(2 * math.pi))
 
 def _squares(m, v, mu, logvar):
-    "Σ_j log σ² + ((m-μ)² + v)/σ² for points m (B,d) with variances v, (B,K)."
+    "Σ_j log σ² + ((m-μ)² + v)/σ² for points m (B,d) with variances v and clusters (K,d) or, one set a point, (B,K,d): (B,K)."
     m, mu, logvar = (t if t.dtype == torch.float64 else t.float() for t in (m, mu, logvar))
-    with torch.autocast(m.device.type, enabled=False):
-        c, p = mu.detach().mean(0), (-logvar).exp()    # a shift changes no distance, but keeps the products small
-        m, mu = m - c, mu - c
-        return (m.square() + v) @ p.T - 2 * m @ (mu * p).T + (mu.square() * p + logvar).sum(1)
+    each = (m[:, None] - mu).square()   # expanded into products it would be faster, and cancel where clusters are narrow and far apart
+    if isinstance(v, torch.Tensor): each = each + v[:, None]
+    return (logvar + each * (-logvar).exp()).sum(-1)
 
-# %% ../nbs/03_mixture.ipynb #c8e0cdf8
+# %% ../nbs/03_mixture.ipynb #669cba2b
 def kl_z(
     m: torch.Tensor,       # (B,d) means of the posteriors
     v_log: torch.Tensor,   # (B,d) logarithms of their variances
     gamma: torch.Tensor,   # (B,K) responsibilities
-    mu: torch.Tensor,      # (K,d) clusters' centres
-    logvar: torch.Tensor,  # (K,d) logarithms of their variances
+    mu: torch.Tensor,      # (K,d) clusters' centres, or (B,K,d)
+    logvar: torch.Tensor,  # (K,d) logarithms of their variances, or (B,K,d)
 ) -> torch.Tensor:         # (B,)
     "KL of q(z|x) from the clusters, weighted by the responsibilities. Source: VaDE Eq. 12."
     each = 0.5 * (_squares(m, v_log.exp(), mu, logvar) - v_log.sum(1, keepdim=True) - m.shape[1])

@@ -162,22 +162,20 @@ def _loss(self: Autoencoder, net, batch, at):
 @patch
 def _phases(self: Autoencoder, s): return [Phase("train", s.epochs, self._loss, lr=s.lr, lr_factor=self._lr_factor(s))]
 
-# %% ../nbs/02_vae.ipynb #0aeb1b81
+# %% ../nbs/02_vae.ipynb #295e8621
 @patch
 def _take_condition(self: Autoencoder, condition, s, X, n, validation):
     condition = s.condition if condition is None else condition
-    if condition is None: return None, None
+    if condition is None: return None, (None, None)
     table = condition_table(condition, X, n)
-    self.covariates_ = Covariates.learn(table)
-    s.condition = tuple(self.covariates_.names)
-    return self.covariates_.encode(table), None if validation is None else self._told(None, len(validation), validation)
+    covariates = Covariates.learn(table)
+    s.condition = tuple(covariates.names)
+    return covariates, (covariates.encode(table), None if validation is None else rows_for(covariates, None, len(validation), validation))
 
 @patch
 def _told(self: Autoencoder, condition, n, X=None):
     if self.covariates_ is None: return super(Autoencoder, self)._told(condition, n)
-    if X is not None and not isinstance(condition, dict):
-        return self.covariates_.encode(condition_table(self.covariates_.names if condition is None else condition, X, n))
-    return rows_for(self.covariates_, condition, n)
+    return rows_for(self.covariates_, condition, n, X)
 
 # %% ../nbs/02_vae.ipynb #d8d80fac
 @dataclass(kw_only=True, repr=False, eq=False)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import DEEP, METHODS, PRETRAINED, images, interrupt, same_weights, tiny
+from conftest import ALL, DEEP, METHODS, PRETRAINED, images, interrupt, same_weights, tiny
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import ParameterGrid
@@ -81,11 +81,11 @@ def test_every_check_of_sklearn_is_run_or_excused():
 
 
 @pytest.mark.parametrize("check", RUN)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_sklearn(method, check): getattr(estimator_checks, check)(method, get_method(method)())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_clone_set_params_repr(method):
     a = tiny(method, lr_schedule="cosine")
     b = clone(a)
@@ -115,7 +115,7 @@ def test_fit_adds_only_attributes_with_underscore(method, X):
     a.fit(X)
     new = set(vars(a)) - before
     assert all(k.endswith("_") or k.startswith("_") for k in new), new
-    assert all(vars(a)[k] is None or isinstance(vars(a)[k], list) and all(isinstance(row, dict) for row in vars(a)[k]) for k in new if k.startswith("_")), new
+    assert all(vars(a)[k] in (None, (None, None)) or isinstance(vars(a)[k], list) and all(isinstance(row, dict) for row in vars(a)[k]) for k in new if k.startswith("_")), new
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -198,7 +198,7 @@ def test_pickle_and_deepcopy(method, X, fitted):
     assert (pickle.loads(pickle.dumps(a)).predict(X) == a.labels_).all() and (copy.deepcopy(a).predict(X) == a.labels_).all()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 @pytest.mark.parametrize("call", ["predict", "predict_proba", "transform", "encode", "reconstruct", "inverse_transform", "prototypes", "save", "sample"])
 def test_unfitted(method, call, X, tmp_path):
     if call == "sample" and not hasattr(get_method(method), "sample"): pytest.skip("has no sample")
@@ -314,7 +314,7 @@ def test_small_numbers(method, n, batch_size, k):
 def test_constant_images(method, value):
     x = np.full((12, 16, 16), value, np.uint8)
     if method in PRETRAINED:      # centres that learn by gradient would stay on one point for ever
-        with pytest.raises(ValueError, match="n_clusters=3, but only 1 of the 12 images are distinct"): tiny(method).fit(x)
+        with pytest.raises(ValueError, match="n_clusters=3, but (only 1 of the 12 images are distinct|the images have only 1 distinct embeddings)"): tiny(method).fit(x)
     a = tiny(method, n_clusters=1 if method in PRETRAINED else 3).fit(x)
     assert np.isfinite(a.transform(x)).all() and len(set(a.predict(x))) == 1 and np.isfinite(a.prototypes()).all()
 
@@ -507,7 +507,7 @@ def test_values_are_checked_before_anything_is_trained(bad, says, X, monkeypatch
 
 
 def test_a_condition_is_refused_where_there_is_none(X):
-    for m in METHODS:
+    for m in ("pixels + k-means", "PCA + k-means"):
         with pytest.raises(ValueError, match="no decoder that a condition could be told"): tiny(m).fit(X, condition=np.zeros(60))
 
 
@@ -516,10 +516,11 @@ def test_a_condition_is_refused_where_there_is_none(X):
 @pytest.mark.parametrize("method", DEEP)
 def test_ctrl_c_keeps_what_has_been_learned(method, X):
     handler = signal.getsignal(signal.SIGINT)
-    own = dict(tol=0.0) if method in PRETRAINED else {}
-    a = tiny(method, epochs=50, **own, trainer_options=dict(callbacks=[interrupt(13 if own else 7)]))      # three batches an epoch: within the third (of the refinement)
+    own = dict(tol=0.0) if "tol" in get_method(method).__dataclass_fields__ else {}
+    before = 6 if method in PRETRAINED else 0      # batches of the pre-training
+    a = tiny(method, epochs=50, **own, trainer_options=dict(callbacks=[interrupt(before + 7)]))      # three batches an epoch: within the third (of the refinement)
     with pytest.warns(UserWarning, match=f"interrupted in phase '{'refine' if own else 'train'}', epoch 3;"): a.fit(X)
-    assert a.interrupted_ is True and a.n_iter_ == len(a.history_) == (5 if own else 3) and signal.getsignal(signal.SIGINT) is handler
+    assert a.interrupted_ is True and a.n_iter_ == len(a.history_) == 3 + before // 3 and signal.getsignal(signal.SIGINT) is handler
     assert (a.predict(X) == a.labels_).all() and a.prototypes().shape == (3, 16, 16, 1)
     fresh = tiny(method, epochs=0).fit(X)
     assert not same_weights(a, fresh)
@@ -555,7 +556,7 @@ except BaseException as e: print(repr(e))
 
 
 RESUMED = {"VAESim": dict(), "VAESim, printed": dict(preset="paper", n_clusters=3, batch_size=20), "VAESim, whole set": dict(update="set", reseed_after=1, kmeans_at=0.5, lr_schedule="cosine"),
-           "VAE + k-means": dict(), "AE + k-means": dict(lr_schedule="cosine")}
+           "VAE + k-means": dict(), "AE + k-means": dict(lr_schedule="cosine"), "GMVAE": dict(floor=0.5)}
 
 
 @pytest.mark.parametrize("stop", [4, 6, 11])     # in the second epoch, at its last batch, in the fourth

@@ -20,7 +20,7 @@ from ..training.phases import Phase
 from ..training.presets import Count, NonNegative, Value, register
 from ..vae import VAE, kl_normal, reparameterise
 
-# %% ../../nbs/05_methods/05_vade.ipynb #fb3ce207
+# %% ../../nbs/05_methods/05_vade.ipynb #a1283054
 @register
 @dataclass(kw_only=True, repr=False, eq=False)
 class VaDE(PretrainMixin, SpreadMixin, VAE):
@@ -37,7 +37,7 @@ class VaDE(PretrainMixin, SpreadMixin, VAE):
         net.bank = MixtureBank(self.n_clusters_, s.latent_dim)
         return net
 
-    def _shares(self): return self.module_.bank.log_pi.exp().detach().cpu().double().numpy()
+    def _shares(self): return self.module_.bank.logits.detach().cpu().double().softmax(0).numpy()
 
 # %% ../../nbs/05_methods/05_vade.ipynb #a8d7bb90
 @patch
@@ -60,7 +60,7 @@ def _first_clusters(self: VaDE, net, images):
         variances.weight.zero_()
         variances.bias.copy_(torch.from_numpy(np.log(0.1 * pi @ variance)))
 
-# %% ../../nbs/05_methods/05_vade.ipynb #389ee8e5
+# %% ../../nbs/05_methods/05_vade.ipynb #a70eece6
 @patch
 def _elbo(self: VaDE, net, batch, at):
     "The negative evidence lower bound. Source: CDVaDE Eqs 1 and 8; VaDE Eq. 12."
@@ -71,14 +71,6 @@ def _elbo(self: VaDE, net, batch, at):
     terms = dict(reconstruction=self._reconstruction(net, self._logits(net, z, batch.get("condition")), x),
                  kl_z=kl_z(mu, logvar, log_gamma.exp(), bank.Q, bank.logvar).mean(), kl_c=kl_c(log_gamma, bank.log_pi).mean())
     return dict(loss=terms["reconstruction"] + self._beta(at) * (terms["kl_z"] + terms["kl_c"]), **terms)
-
-@patch
-def _phases(self: VaDE, s):
-    train = Phase("train", s.epochs, self._elbo, lr=s.lr, lr_factor=self._lr_factor(s))
-    return [*self._pretrain_phases(s), Phase("first clusters", 0, before=self._first_clusters), train, Phase("look", 0, before=self._look)]
-
-@patch
-def _look(self: VaDE, net, images): self._warn_of_empty(self._labels(images))
 
 # %% ../../nbs/05_methods/05_vade.ipynb #85ae2fb8
 @patch

@@ -100,9 +100,9 @@ def _check_settings(self: DeepClusterer, s: SimpleNamespace):
 
 @patch
 def _take_condition(self: DeepClusterer, condition, s, X, n: int, validation):
-    "What the decoder is told; a method without one refuses a condition. Returns (of the images, of the validation images)."
+    "What the decoder is told; a method without one refuses a condition. Returns the covariates, and their codes for (images, validation images)."
     if condition is not None: raise ValueError(f"{self.name} has no decoder that a condition could be told. Leave out condition=….")
-    return None, None
+    return None, (None, None)
 
 # %% ../../nbs/01_training/05_estimator.ipynb #5efd631b
 def _seed(random_state) -> int:
@@ -149,8 +149,7 @@ def _start(self: DeepClusterer, X, condition, resume, validation):
     "Settle the parameters and build the networks; returns (settings, images)."
     s, self.provenance_ = resolve(self, dataset=_set_name(X))
     images, has_validation = as_images(X), validation is not None
-    self.covariates_ = None
-    self._conditions = self._take_condition(condition, s, X, len(images), validation)
+    covariates, conditions = self._take_condition(condition, s, X, len(images), validation)
     self._check_settings(s)
     s.image_size = self._working_size(images, s)
     images = self._take(images, s.image_size)
@@ -160,7 +159,7 @@ def _start(self: DeepClusterer, X, condition, resume, validation):
     if s.random_state is None and (s.trainer_options or {}).get("devices", 1) != 1:
         raise ValueError("training on several devices needs a random_state, so that all processes draw the same order of images.")
     self.random_state_ = s.random_state = _seed(s.random_state)
-    self.settings_, self.image_shape_ = s, tuple(images.shape[1:])
+    self.settings_, self.image_shape_, self.covariates_, self._conditions = s, tuple(images.shape[1:]), covariates, conditions
     self.n_clusters_ = s.n_clusters if isinstance(s.n_clusters, int) else 1   # "elbow": chosen later
     self._make(s)
     return s, images

@@ -9,6 +9,7 @@ __all__ = ['Count', 'Epochs', 'Counts', 'Positive', 'NonNegative', 'Share', 'CHA
 # %% ../../nbs/01_training/00_presets.ipynb #f9265a56
 import importlib
 import pkgutil
+import reprlib
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -49,7 +50,7 @@ def check_value(
         options = [o for h in (hint, *get_args(hint)) for o in get_args(h) if isinstance(o, str)]
         if isinstance(value, str) and options: match_name(value, options, f"value of {name}")
         reasons = "; or ".join(dict.fromkeys(err["msg"][0].lower() + err["msg"][1:] for err in e.errors()))
-        raise ValueError(f"{name}={value!r} cannot be used: {reasons}.") from None
+        raise ValueError(f"{name}={reprlib.repr(value)} cannot be used: {reasons}.") from None
 
 # %% ../../nbs/01_training/00_presets.ipynb #7cb0575b
 CHAINS = dict(
@@ -91,7 +92,7 @@ def resolve(
     for f in fields(estimator):
         value, source = getattr(estimator, f.name), "given"
         if value is None: value, source = lookup(type(estimator), f.name, estimator.preset, dataset)
-        elif value is f.default or value == f.default: source = "default"
+        elif f.default is not None and (value is f.default or value == f.default): source = "default"
         settings[f.name] = value if value is None else check_value(f.name, value, hints[f.name])
         provenance[f.name] = source
     return SimpleNamespace(**settings), provenance
