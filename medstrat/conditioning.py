@@ -87,7 +87,7 @@ def encode_covariate(
         raise ValueError(f"the condition {c.name!r} has categories that training has not seen: {', '.join(unseen[:5])}. Known are: {', '.join(map(repr, c.categories[:20]))}.")
     return np.eye(c.width, dtype=np.float32)[place]
 
-# %% ../nbs/01_conditioning.ipynb #cbf79b6f
+# %% ../nbs/01_conditioning.ipynb #9441e2fc
 def _is_names(condition) -> bool:
     return isinstance(condition, str) or (isinstance(condition, (list, tuple)) and len(condition) > 0 and all(isinstance(c, str) for c in condition))
 
@@ -98,13 +98,19 @@ def condition_table(
 ) -> pd.DataFrame: # (n, number of columns)
     "The columns that are meant. ValueError when there is no such column, or the lengths differ."
     if _is_names(condition): return _columns([condition] if isinstance(condition, str) else list(condition), getattr(X, "table", None))
-    if not isinstance(condition, pd.DataFrame):
-        name = getattr(condition, "name", None)
-        a = pd.DataFrame(list(condition) if isinstance(condition, (list, tuple)) else condition).infer_objects()   # lists of rows may mix text and numbers
-        condition = a.set_axis([str(name or "condition")] if a.shape[1] == 1 else [f"condition_{i}" for i in range(a.shape[1])], axis=1)
-    if len(condition) != n: raise ValueError(f"the condition has {len(condition)} rows for {n} images.")
-    if condition.columns.duplicated().any(): raise ValueError(f"the condition has two columns {condition.columns[condition.columns.duplicated()][0]!r}.")
-    return condition.rename(columns=str)
+    table = _values(condition)
+    if len(table) != n: raise ValueError(f"the condition has {len(table)} rows for {n} images.")
+    if table.columns.duplicated().any(): raise ValueError(f"the condition has two columns {table.columns[table.columns.duplicated()][0]!r}.")
+    return table.rename(columns=str).infer_objects()   # rows of mixed types arrive as objects
+
+def _values(condition) -> pd.DataFrame:
+    "Whatever holds a value, or a row of values, an image; columns without a name are called condition, or condition_0, condition_1, …"
+    try: table = pd.DataFrame(list(condition) if isinstance(condition, (list, tuple)) else condition)
+    except (ValueError, TypeError) as e: raise ValueError(f"a condition cannot be read from this {type(condition).__name__} ({e}). Needed: one value, or one row of values, an image.") from None
+    if not table.shape[1]: raise ValueError("the condition has no columns.")
+    if isinstance(condition, (pd.DataFrame, dict)): return table
+    name = getattr(condition, "name", None)
+    return table.set_axis(["condition" if name is None else name] if table.shape[1] == 1 else [f"condition_{i}" for i in range(table.shape[1])], axis=1)
 
 def _columns(names, table) -> pd.DataFrame:
     if not isinstance(table, pd.DataFrame): raise ValueError(f"condition={names[0]!r} is the name of a column, but the images come without a table. "
@@ -114,9 +120,9 @@ def _columns(names, table) -> pd.DataFrame:
     for name in names:
         if name not in table: raise ValueError(f"condition: there is no column {name!r}.{did_you_mean(name, table.columns)} There are: {', '.join(table.columns)}. "
                                                "(Texts in a list are names of columns; values are given as an array or a Series.)")
-    return table[names]
+    return table[names].infer_objects()
 
-# %% ../nbs/01_conditioning.ipynb #dc56d15c
+# %% ../nbs/01_conditioning.ipynb #297158ba
 @dataclass(frozen=True)
 class Covariates:
     "All columns of a condition, in order."
@@ -138,7 +144,7 @@ class Covariates:
 
     def encode(self, table: pd.DataFrame) -> np.ndarray:  # (N,width) float32
         "Code the columns of a table; ValueError for absent columns, gaps and unseen categories."
-        table = table.rename(columns=str)
+        table = table.rename(columns=str).infer_objects()
         lack = [n for n in self.names if n not in table]
         if lack: raise ValueError(f"the condition needs {', '.join(map(repr, self.names))}; {', '.join(map(repr, lack))} is missing among {', '.join(map(repr, table.columns))}.")
         return np.concatenate([encode_covariate(c, table[c.name]) for c in self.columns], axis=1)

@@ -66,6 +66,17 @@ class PretrainMixin:
 
     after_pretraining = ("n_clusters", "epochs", "lr", "lr_schedule", "lr_drop", "lr_drop_every", "preset")  # parameters that do not touch the pre-training
 
+    def _check_counts(self, n, s, images):
+        super()._check_counts(n, s, images)
+        distinct = _distinct(images, s.n_clusters)
+        if distinct < s.n_clusters: raise ValueError(f"n_clusters={s.n_clusters}, but only {distinct} of the {n} images are distinct. Choose n_clusters ≤ {distinct}.")
+
+def _distinct(images, enough: int) -> int:
+    "How many different images there are, counted up to `enough`."
+    seen = set()
+    any(not seen.add(image.tobytes()) and len(seen) >= enough for image in images)
+    return len(seen)
+
 # %% ../nbs/03_pretraining.ipynb #a2df082b
 def layer_pairs(net) -> list:  # [(name of the encoder's layer, name of the decoder's layer)], from the outermost
     "The layers of a fully connected autoencoder that undo each other. ValueError where there are none, as with a condition."

@@ -22,7 +22,7 @@ from .conditioning import Covariates, condition_table, rows_for
 from .networks import Encoder, make_body, make_decoder
 from .training.estimator import DeepClusterer
 from .training.phases import Phase
-from .training.presets import Count, Counts, NonNegative, Positive, Value
+from .training.presets import Columns, Count, Counts, NonNegative, Positive, Value
 
 # %% ../nbs/02_vae.ipynb #4c69d3d7
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
@@ -74,7 +74,7 @@ class Autoencoder(DeepClusterer):
     encoder_activation: Literal["relu", "leaky_relu", "gelu", "none"] | None = None  # the encoder's own; None: as `activation`
     likelihood: Literal["squared", "bernoulli", "gaussian"] | None = None  # how images are compared; summed over pixels
     sigma: Positive | None = None                  # gaussian: fixed standard deviation; None: learned
-    condition: str | tuple[str, ...] | None = None # columns of the images' table that the decoder is told
+    condition: Columns | None = None               # columns of the images' table that the decoder is told
     encoder: Any = None                            # your own module: images (B,C,H,W) → features (B,…)
     decoder: Any = None                            # your own module: (B, latent_dim + condition) → logits (B,C,H,W)
 
@@ -217,7 +217,7 @@ def _draw(self: Autoencoder, n: int, random_state, cluster=None) -> np.random.Ge
     "The generator for a draw of n images, of one cluster; ValueError where there is no such draw."
     check_is_fitted(self, "module_")
     if n < 1: raise ValueError(f"n={n} images cannot be drawn; n must be at least 1.")
-    if cluster is not None and (not isinstance(cluster, (int, np.integer)) or not 0 <= cluster < self.n_clusters_):
+    if cluster is not None and (isinstance(cluster, bool) or not isinstance(cluster, (int, np.integer)) or not 0 <= cluster < self.n_clusters_):
         raise ValueError(f"cluster={cluster!r} does not exist; there are clusters 0…{self.n_clusters_ - 1}.")
     return np.random.default_rng(self.random_state_ if random_state is None else random_state)
 

@@ -194,11 +194,18 @@ def test_mixed_columns_in_an_array(how):
 
 @pytest.mark.parametrize("condition, says", [
     ("colour", "no (such )?column.*Did you mean 'color'.*There are: color, age"), (["color", "agee"], "Did you mean 'age'"), (np.zeros(59), "59 rows for 60 images"), (table(61), "61 rows for 60 images"),
-    (pd.Series(np.zeros(5)), "5 rows for 60"), (np.zeros((60, 2, 2)), r"condition.*shape|condition.*dimension"), (np.float64(3.0), "condition"), (3, "condition"), ([], "condition"),
-    (dict(color="red"), "condition"), (dict(color=list(table().color)), "condition")], ids=["name", "names", "short", "long", "Series", "3-D", "0-D", "number", "empty", "dict", "dict of lists"])
+    (pd.Series(np.zeros(5)), "5 rows for 60"), (np.zeros((60, 2, 2)), r"condition.*shape|condition.*dimension"), (np.float64(3.0), "condition"), (3, "condition"), ([], "condition"), (np.zeros((60, 0)), "condition"), (table()[[]], "condition"),
+    (dict(color="red"), "condition")], ids=["name", "names", "short", "long", "Series", "3-D", "0-D", "number", "empty", "no columns", "empty table", "dict"])
 def test_conditions_that_do_not_fit(condition, says, S):
     for method in ("AE + k-means", "VaDE"):
         with pytest.raises(ValueError, match=says): quick(method).fit(S, condition=condition)
+
+
+def test_a_dictionary_of_columns(S):
+    "Refused, or a table as good as another: its names are kept"
+    try: a = quick(epochs=1).fit(images(), condition=dict(color=list(S.table.color)))
+    except ValueError as e: assert "condition" in str(e)
+    else: assert a.covariates_.names == ["color"]
 
 
 def test_names_need_a_table():
@@ -630,6 +637,8 @@ def test_requests_fail_before_anything_is_loaded(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="CDVaDE needs a condition.*condition='color'"): runs.start_run("cdvade", "colored-digits", out=tmp_path)
     with pytest.raises(ValueError, match="CDVaDE needs a condition"): runs.Request("cdvade", "colored-digits").estimator()
     with pytest.raises(ValueError, match="unknown parameter of PCA.*condition"): runs.Request("pca_kmeans", "colored-digits", parameters=dict(condition="color")).estimator()
+    for nothing in ("", []):
+        with pytest.raises(ValueError, match="condition"): runs.Request("cdvade", "colored-digits", parameters=dict(condition=nothing)).estimator()
     with pytest.raises(ValueError, match="condition=3"): runs.Request("cdvade", "colored-digits", parameters=dict(condition=3)).estimator()
     assert runs.Request("cdvade", "colored-digits", parameters=dict(condition="color")).estimator().condition == "color"
     assert not list(tmp_path.iterdir())

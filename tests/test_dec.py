@@ -547,7 +547,7 @@ def test_a_dead_cluster(method, far, X, monkeypatch):
     assert not a.module_.bank.spread[2].any() and a.module_.bank.spread[0].all()
     dead = a.sample(3, cluster=2)
     assert np.isfinite(dead).all() and (dead == dead[0]).all() and np.isfinite(a.prototypes()).all()    # no members, no spread: its centre, decoded
-    monkeypatch.setattr(type(a), "inverse_transform", lambda self, Z: Z)
+    monkeypatch.setattr(type(a), "inverse_transform", lambda self, Z, condition=None: Z)
     assert np.abs(a.sample(200)).max() < 1e3 or far == 1e3 and np.abs(a.sample(200) - a.cluster_centers_[2]).sum(1).min() > 1      # never drawn among all
 
 
@@ -915,7 +915,7 @@ def test_samples_are_drawn_around_the_centre(quarters, refined, monkeypatch):
     a, X = refined["IDEC"], quarters[0]
     spread, Z = a.module_.bank.spread.numpy(), a.transform(X)
     for k in range(3): np.testing.assert_allclose(spread[k], Z[a.labels_ == k].std(0), rtol=1e-3, atol=1e-5)
-    monkeypatch.setattr(type(a), "inverse_transform", lambda self, Z: Z)
+    monkeypatch.setattr(type(a), "inverse_transform", lambda self, Z, condition=None: Z)
     z = a.sample(20000, cluster=1)
     np.testing.assert_allclose(z.mean(0), a.cluster_centers_[1], atol=0.05 * spread[1].max() + 1e-6)
     np.testing.assert_allclose(z.std(0), spread[1], rtol=0.05)

@@ -42,17 +42,6 @@ class SelfTrainingMixin(PretrainMixin, SpreadMixin):
 
     after_pretraining = (*PretrainMixin.after_pretraining, "init", "n_init", "alpha", "target", "target_gamma", "update_interval", "tol", "optimizer")
 
-    def _check_counts(self, n, s, images):
-        super()._check_counts(n, s, images)
-        distinct = _distinct(images, s.n_clusters)
-        if distinct < s.n_clusters: raise ValueError(f"n_clusters={s.n_clusters}, but only {distinct} of the {n} images are distinct. Choose n_clusters ≤ {distinct}.")
-
-def _distinct(images, enough: int) -> int:
-    "How many different images there are, counted up to `enough`."
-    seen = set()
-    any(not seen.add(image.tobytes()) and len(seen) >= enough for image in images)
-    return len(seen)
-
 # %% ../../nbs/05_methods/03_dec.ipynb #0eef35fd
 @patch
 def _build(self: SelfTrainingMixin, shape, s):

@@ -242,8 +242,8 @@ def _read_checkpoint(self: DeepClusterer, path, images, s):
     "Load networks and history from a checkpoint; returns (rows, index of the phase to go on with)."
     saved = (state := read_checkpoint(path))["medstrat"]
     for key, now in self._fingerprint(images, s).items():
-        if saved[key] != now:
-            raise ValueError(f"{path} belongs to another training: its {key} is {saved[key]}, here it is {now}. "
+        if saved.get(key) != now:
+            raise ValueError(f"{path} belongs to another training: its {key} is {saved.get(key)}, here it is {now}. "
                              "Resume with the same parameters, random_state and images.")
     self.n_clusters_ = saved["n_clusters"]
     self._make(s)

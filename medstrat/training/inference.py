@@ -93,7 +93,7 @@ def inverse_transform(
     "Decode embeddings to images of the size that the networks work at."
     check_is_fitted(self, "module_")
     Z = np.asarray(Z, dtype=np.float32)
-    if Z.ndim != 2 or Z.shape[1] != self._n_features_out: raise ValueError(f"embeddings of shape (N, {self._n_features_out}) are needed, as `transform` gives them; got {Z.shape}.")
+    if Z.ndim != 2 or not len(Z) or Z.shape[1] != self._n_features_out: raise ValueError(f"embeddings of shape (N, {self._n_features_out}) are needed, as `transform` gives them; got {Z.shape}.")
     return _stack(self._batches(Z, self._decode, layout=None, beside=self._told(condition, len(Z)))).transpose(0, 2, 3, 1)
 
 @patch
