@@ -6,6 +6,7 @@
 __all__ = ['EYES', 'DEVICES', 'read_refuge']
 
 # %% ../../nbs/00_data/01_local_refuge.ipynb #d1ae06ac
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from .images import ImageSet
 def _label_table(path:Path): # {file name: 0 or 1}, or None when this is no table of labels
     "Read a table with the columns ImgName and Label(Glaucoma=1); ValueError for other labels or names that occur twice"
     try: table = pd.read_csv(path, sep=None, engine="python", dtype=str, encoding="utf-8-sig")
+    except csv.Error: return None  # no separator: a single column cannot hold names and labels
     except (ValueError, OSError) as e: raise ValueError(f"{path} cannot be read as a table ({e}).") from e
     name, label = [[c for c in table if test(plain(c))] for test in (lambda c: c == "imgname", lambda c: "label" in c)]
     if not name: return None
