@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*clusters are empty:UserWarning
 
 def quick(method="VaDE", **changes):
     "Fully connected, few starts: a fraction of a second"
-    return tiny(method, **(dict(network="mlp") | (dict(n_init=2, augment="none") if method != "GMVAE" else dict(beta=1.0, kl_warmup=0.0)) | changes))
+    return tiny(method, **(dict(network="mlp") | (dict(n_init=2, augment="none") if method != "GMVAE" else dict(likelihood="bernoulli")) | changes))
 
 
 def toy(b=20, k=4, d=3, seed=0, scale=1.0, dtype=torch.float64):
