@@ -87,7 +87,7 @@ def encode_covariate(
         raise ValueError(f"the condition {c.name!r} has categories that training has not seen: {', '.join(unseen[:5])}. Known are: {', '.join(map(repr, c.categories[:20]))}.")
     return np.eye(c.width, dtype=np.float32)[place]
 
-# %% ../nbs/01_conditioning.ipynb #9441e2fc
+# %% ../nbs/01_conditioning.ipynb #38ae7ca8
 def _is_names(condition) -> bool:
     return isinstance(condition, str) or (isinstance(condition, (list, tuple)) and len(condition) > 0 and all(isinstance(c, str) for c in condition))
 
@@ -114,7 +114,7 @@ def _values(condition) -> pd.DataFrame:
 
 def _columns(names, table) -> pd.DataFrame:
     if not isinstance(table, pd.DataFrame): raise ValueError(f"condition={names[0]!r} is the name of a column, but the images come without a table. "
-                                                             "Give an ImageSet with such a column, or the values themselves as an array, Series or DataFrame.")
+                                                             "Give an ImageSet with such a column, or the values themselves as an array, Series or DataFrame; for new images, {column: value}.")
     if len(set(names)) < len(names): raise ValueError(f"the condition names a column twice: {', '.join(names[:20])}.")
     table = table.rename(columns=str)
     for name in names:

@@ -45,7 +45,7 @@ def kl_c(log_gamma: torch.Tensor, log_pi: torch.Tensor) -> torch.Tensor:  # (B,K
     "KL of the responsibilities from the clusters' shares. Source: VaDE Eq. 12."
     return (log_gamma.exp() * (log_gamma - log_pi)).sum(1)
 
-# %% ../nbs/03_mixture.ipynb #3d434dca
+# %% ../nbs/03_mixture.ipynb #acc328a8
 class MixtureBank(nn.Module):
     "A mixture of K normal distributions with diagonal covariances in d dimensions."
     def __init__(self, n_clusters: int, dim: int):
@@ -67,7 +67,7 @@ class MixtureBank(nn.Module):
     @torch.no_grad()
     def set(self, pi, mu, variance):
         "Put the mixture where arrays (K,), (K,d), (K,d) say."
-        for parameter, value in ((self.logits, np.log(pi)), (self.Q, mu), (self.log_variances, np.log(variance))): parameter.copy_(torch.as_tensor(value))
+        for parameter, value in ((self.logits, np.log(pi)), (self.Q, mu), (self.log_variances, np.log(variance).clip(-9, 9))): parameter.copy_(torch.as_tensor(value))
 
 # %% ../nbs/03_mixture.ipynb #2c05ef97
 STARVED = 0.1   # a component with less than this part of its fair share 1/K has starved

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEGREES', 'SCALE', 'SHIFT', 'distort', 'PretrainMixin', 'layer_pairs', 'load_autoencoder']
 
-# %% ../nbs/03_pretraining.ipynb #4ca115d7
+# %% ../nbs/03_pretraining.ipynb #4e75f62e
 import hashlib
 import json
 import math
@@ -44,7 +44,7 @@ def distort(
 
 def _layout(x): return torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
 
-# %% ../nbs/03_pretraining.ipynb #23430e37
+# %% ../nbs/03_pretraining.ipynb #516616a7
 @dataclass(kw_only=True, repr=False, eq=False)
 class PretrainMixin:
     "Adds pre-training by reconstruction to a method that derives from `Autoencoder`."
@@ -54,7 +54,7 @@ class PretrainMixin:
     dropout: Share | None = None            # layer-wise: share of a layer's inputs set to zero
     pretrain_lr: Positive | None = None     # learning rate of the pre-training
     pretrain_schedule: Literal["constant", "cosine", "step", "tenths"] | None = None  # its course
-    augment: Literal["none", "affine"] | None = None  # small distortions while training (pre-training and refinement)
+    augment: Literal["none", "affine"] | None = None  # small distortions while training (pre-training and self-training; VaDE: pre-training only)
     budget: Share = 1.0                     # share of the pre-training's epochs that is run
     pretrained: Any = None                  # a file written by `save`: its encoder and decoder are taken, nothing is pre-trained
     cache_dir: Any = None                   # folder of earlier pre-trainings; a new one is kept there, a known one taken from there
@@ -77,7 +77,7 @@ def _distinct(images, enough: int) -> int:
     any(not seen.add(image.tobytes()) and len(seen) >= enough for image in images)
     return len(seen)
 
-# %% ../nbs/03_pretraining.ipynb #a2df082b
+# %% ../nbs/03_pretraining.ipynb #4ea31247
 def layer_pairs(net) -> list:  # [(name of the encoder's layer, name of the decoder's layer)], from the outermost
     "The layers of a fully connected autoencoder that undo each other. ValueError where there are none, as with a condition."
     linear = lambda part: [n for n, m in net.named_modules() if n.startswith(part) and isinstance(m, nn.Linear)]
@@ -140,7 +140,7 @@ def load_autoencoder(net, path):
     with torch.no_grad():
         for k, v in found.items(): own[k].copy_(v)
 
-# %% ../nbs/03_pretraining.ipynb #6ca2ef52
+# %% ../nbs/03_pretraining.ipynb #4bfaf661
 _NEVER = ("random_state", "verbose", "num_workers", "accelerator", "checkpoint_dir", "encoder", "decoder", "pretrained", "cache_dir")
 
 def _checksum(images) -> int:

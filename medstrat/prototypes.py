@@ -140,7 +140,7 @@ def reseed(self: PrototypeBank, z, after: int) -> int:
     _broadcast(self.unused)   # the first process's batch decided how many
     return len(dead)
 
-# %% ../nbs/03_prototypes.ipynb #d578b38f
+# %% ../nbs/03_prototypes.ipynb #dfd0a517
 class PrototypesMixin:
     "For estimators whose networks hold a `bank`: responsibilities, `cluster_centers_`, `prototypes()`."
     def _responsibilities(self, net, z): return net.bank(z)
@@ -155,14 +155,20 @@ class PrototypesMixin:
         "The decoded prototypes: (K,H,W,C) float32 in [0,1]; `condition` as for `inverse_transform`."
         return self.inverse_transform(self.cluster_centers_, condition)
 
+    def _look(self, net, images):
+        "At the end of a training: warn of clusters that no training image uses."
+        empty = np.setdiff1d(np.arange(self.n_clusters_), self._labels(images))
+        if len(empty): warnings.warn(f"{len(empty)} of {self.n_clusters_} clusters are empty (numbers {', '.join(map(str, empty[:10]))}). Fewer clusters, another random_state, "
+                                     "or more training may help.")
+
     def _embed(self, images) -> np.ndarray:
         "Embeddings of images (N,H,W,C) as an array (N,d)."
         parts = self._batches(images, lambda net, x: self._embedding(net, x))
         return np.concatenate([p.float().cpu().numpy() for p in parts])
 
-# %% ../nbs/03_prototypes.ipynb #1bffd00c
+# %% ../nbs/03_prototypes.ipynb #dc0b4a65
 class SpreadMixin(PrototypesMixin):
-    "For estimators whose `bank` has a `spread` (K,d) beside its centres Q: draws from the clusters, and a warning of empty ones."
+    "For estimators whose `bank` has a `spread` (K,d) beside its centres Q: draws from the clusters."
     def _shares(self) -> np.ndarray: return np.bincount(self.labels_, minlength=self.n_clusters_) / len(self.labels_)
 
     def sample(
@@ -177,8 +183,3 @@ class SpreadMixin(PrototypesMixin):
         which = rng.choice(self.n_clusters_, n, p=self._shares()) if cluster is None else np.full(n, cluster)
         spread = self.module_.bank.spread.detach().cpu().numpy()
         return self.inverse_transform(self.cluster_centers_[which] + rng.standard_normal((n, spread.shape[1])) * spread[which], condition)
-
-    def _warn_of_empty(self, labels):
-        empty = np.setdiff1d(np.arange(self.n_clusters_), labels)
-        if len(empty): warnings.warn(f"{len(empty)} of {self.n_clusters_} clusters are empty (numbers {', '.join(map(str, empty[:10]))}). Fewer clusters, another random_state, "
-                                     "or a longer pre-training may help.")

@@ -128,7 +128,7 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[name], self.last = round(now - self.last, 2), now
 
-# %% ../nbs/06_runs.ipynb #10939dfb
+# %% ../nbs/06_runs.ipynb #0dadb1f6
 def _score(run: Run, clock) -> Run:
     "Embed all splits, score, and note everything down."
     sets = {k: getattr(run.splits, k) for k in ("train", "val", "test") if getattr(run.splits, k) is not None}
@@ -141,7 +141,8 @@ def _score(run: Run, clock) -> Run:
     assigned.to_csv(run.partial / "assignments.csv", index=False)
     scored = assigned[assigned.split.isin(run.request.on.split("+"))].reset_index(drop=True)
     columns = scored.drop(columns=["split", "index", "label", "cluster"])
-    run.associations = associations(scored.cluster, columns, patient="patient" if "patient" in columns else None, random_state=run.model.random_state_)
+    patient = "patient" if "patient" in columns and columns.patient.notna().all() else None   # without all patients: images are exchanged, as the remarks say
+    run.associations = associations(scored.cluster, columns, patient=patient, random_state=run.model.random_state_)
     clock("evaluate")
     run.record = describe_run(run, clock.seconds)
     return run
@@ -150,7 +151,8 @@ def _assigned(split, encoded, images) -> pd.DataFrame:
     "One row an image: its label, its cluster, and the further columns of the images' table."
     rows = pd.DataFrame(dict(split=split, index=range(len(encoded.clusters)), label=encoded.labels, cluster=encoded.clusters))
     more = images.table.reset_index(drop=True)
-    return pd.concat([rows, more[[c for c in more if c not in rows and c != images.target]]], axis=1)
+    more = more.drop(columns=images.target or []).rename(columns=lambda c: f"{c}_of_table" if c in rows else c)
+    return pd.concat([rows, more], axis=1)
 
 def describe_run(run: Run, seconds: dict) -> dict:
     "What `run.json` says."

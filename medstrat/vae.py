@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOG_VARIANCE_RANGE', 'at_least_float32', 'reconstruction_loss', 'kl_normal', 'reparameterise', 'Autoencoder', 'VAE']
 
-# %% ../nbs/02_vae.ipynb #a89476fc
+# %% ../nbs/02_vae.ipynb #1e656abb
 import copy
 import math
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def reparameterise(mu, logvar):
     "A draw from N(mu, exp(logvar)) through which gradients flow."
     return mu + (0.5 * logvar).exp() * torch.randn_like(mu)
 
-# %% ../nbs/02_vae.ipynb #5d0a435d
+# %% ../nbs/02_vae.ipynb #bf1db0ea
 @dataclass(kw_only=True, repr=False, eq=False)
 class Autoencoder(DeepClusterer):
     "An autoencoder (no clusters of its own): the base of the methods with an encoder and a decoder."
@@ -162,7 +162,7 @@ def _loss(self: Autoencoder, net, batch, at):
 @patch
 def _phases(self: Autoencoder, s): return [Phase("train", s.epochs, self._loss, lr=s.lr, lr_factor=self._lr_factor(s))]
 
-# %% ../nbs/02_vae.ipynb #295e8621
+# %% ../nbs/02_vae.ipynb #f3509010
 @patch
 def _take_condition(self: Autoencoder, condition, s, X, n, validation):
     condition = s.condition if condition is None else condition
@@ -170,7 +170,9 @@ def _take_condition(self: Autoencoder, condition, s, X, n, validation):
     table = condition_table(condition, X, n)
     covariates = Covariates.learn(table)
     s.condition = tuple(covariates.names)
-    return covariates, (covariates.encode(table), None if validation is None else rows_for(covariates, None, len(validation), validation))
+    if validation is None: return covariates, (covariates.encode(table), None)
+    try: return covariates, (covariates.encode(table), rows_for(covariates, None, len(validation), validation))
+    except ValueError as e: raise ValueError(f"the validation images need the condition's columns in their own table: {e}") from None
 
 @patch
 def _told(self: Autoencoder, condition, n, X=None):
@@ -211,7 +213,7 @@ def _terms(self: VAE, net, x, y=None):
 @patch
 def _objective(self: VAE, terms, at): return terms["reconstruction"] + self._beta(at) * terms["kl"]
 
-# %% ../nbs/02_vae.ipynb #1d110d27
+# %% ../nbs/02_vae.ipynb #390af25d
 @patch
 def _draw(self: Autoencoder, n: int, random_state, cluster=None) -> np.random.Generator:
     "The generator for a draw of n images, of one cluster; ValueError where there is no such draw."

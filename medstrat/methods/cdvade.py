@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from .vade import VaDE
 from ..training.presets import Value, register
 
-# %% ../../nbs/05_methods/06_cdvade.ipynb #6fc1a578
+# %% ../../nbs/05_methods/06_cdvade.ipynb #f033ae23
 @register
 @dataclass(kw_only=True, repr=False, eq=False)
 class CDVaDE(VaDE):
@@ -19,6 +19,7 @@ class CDVaDE(VaDE):
     name, aliases = "CDVaDE", ("conditionally decoded VaDE",)
 
     def _check_settings(self, s):
+        super()._check_settings(s)
         if s.condition is None:
             raise ValueError("CDVaDE needs a condition: the columns of the images' table that the clusters are to look beyond, for example condition='color' "
                              "(medstrat run cdvade --dataset colored-digits -p condition=color), or fit(X, condition=values). Without one it is VaDE.")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BEST', 'BEST_ON', 'SelfTrainingMixin', 'DEC', 'IDEC']
 
-# %% ../../nbs/05_methods/03_dec.ipynb #77e97019
+# %% ../../nbs/05_methods/03_dec.ipynb #f864440e
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from ..training.phases import Phase, adam
 from ..training.presets import Count, NonNegative, Positive, Share, Value, register
 from ..vae import Autoencoder
 
-# %% ../../nbs/05_methods/03_dec.ipynb #7bcfec4d
+# %% ../../nbs/05_methods/03_dec.ipynb #bb54811c
 @dataclass(kw_only=True, repr=False, eq=False)
 class SelfTrainingMixin(PretrainMixin, SpreadMixin):
     "Refines clusters and embedding by self-training. Source: DEC §3."
@@ -42,7 +42,7 @@ class SelfTrainingMixin(PretrainMixin, SpreadMixin):
 
     after_pretraining = (*PretrainMixin.after_pretraining, "init", "n_init", "alpha", "target", "target_gamma", "update_interval", "tol", "optimizer")
 
-# %% ../../nbs/05_methods/03_dec.ipynb #0eef35fd
+# %% ../../nbs/05_methods/03_dec.ipynb #2e3a49d2
 @patch
 def _build(self: SelfTrainingMixin, shape, s):
     net = super(SelfTrainingMixin, self)._build(shape, s)
@@ -70,7 +70,7 @@ def _refine_objective(self: SelfTrainingMixin, terms, at):
     "What L_r is, summed over pixels."
     return terms["reconstruction"]
 
-# %% ../../nbs/05_methods/03_dec.ipynb #be465bba
+# %% ../../nbs/05_methods/03_dec.ipynb #f7a7e1f9
 _OPTIMIZERS = dict(adam=adam, sgd=partial(torch.optim.SGD, momentum=0.9))
 
 @patch
@@ -101,9 +101,9 @@ def _look(self: SelfTrainingMixin, net, images):
     self._target = None
     Z, labels = self.encode(images)
     for k in np.unique(labels): net.bank.spread[k] = torch.from_numpy(Z[labels == k].std(0))
-    self._warn_of_empty(labels)
+    super(SelfTrainingMixin, self)._look(net, images)
 
-# %% ../../nbs/05_methods/03_dec.ipynb #9a189617
+# %% ../../nbs/05_methods/03_dec.ipynb #2422bf6a
 @register
 @dataclass(kw_only=True, repr=False, eq=False)
 class DEC(SelfTrainingMixin, Autoencoder):
@@ -121,7 +121,7 @@ class IDEC(SelfTrainingMixin, Autoencoder):
     after_pretraining = (*SelfTrainingMixin.after_pretraining, "gamma")
     def _weights(self, s): return s.gamma, 1.0
 
-# %% ../../nbs/05_methods/03_dec.ipynb #7578899a
+# %% ../../nbs/05_methods/03_dec.ipynb #19f06ca2
 _MLP = dict(network=Value("mlp", "DEC §4.3"), hidden=Value((500, 500, 2000), "DEC §4.3"), latent_dim=Value(10, "DEC §4.3"), batch_size=Value(256, "DEC §4.3"),
             likelihood=Value("squared", "DEC §3.2"))
 _PAPER = dict(_MLP, pretrain=Value("layer-wise", "DEC §3.2"), layer_epochs=Value(213, "DEC §4.3: 50,000 iterations of 256 images on MNIST"), dropout=Value(0.2, "DEC §4.3"),

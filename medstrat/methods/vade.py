@@ -20,12 +20,12 @@ from ..training.phases import Phase
 from ..training.presets import Count, NonNegative, Value, register
 from ..vae import VAE, kl_normal, reparameterise
 
-# %% ../../nbs/05_methods/05_vade.ipynb #a1283054
+# %% ../../nbs/05_methods/05_vade.ipynb #16979d4f
 @register
 @dataclass(kw_only=True, repr=False, eq=False)
 class VaDE(PretrainMixin, SpreadMixin, VAE):
     "Variational deep embedding: a VAE whose prior is a mixture. Source: Jiang, Zheng, Tan, Tang & Zhou 2017; CDVaDE §2.1."
-    pretrain_kl: NonNegative | None = None   # weight of the KL term of a plain VAE in the pre-training; 0: an autoencoder on μ
+    pretrain_kl: NonNegative | None = None   # weight of the KL term of a plain VAE (with prior_std) in the pre-training; 0: an autoencoder on μ
     init: Literal["full", "diag"] | None = None  # covariances of the mixture that is fitted to the embeddings
     n_init: Count | None = None              # its starts
 
@@ -36,6 +36,9 @@ class VaDE(PretrainMixin, SpreadMixin, VAE):
         net = super()._build(shape, s)
         net.bank = MixtureBank(self.n_clusters_, s.latent_dim)
         return net
+
+    def _check_settings(self, s):
+        if self.prior_std is not None and not s.pretrain_kl: raise ValueError("prior_std has no effect: the prior of VaDE is a mixture. It belongs to a pre-training with pretrain_kl above 0.")
 
     def _shares(self): return self.module_.bank.logits.detach().cpu().double().softmax(0).numpy()
 
@@ -49,7 +52,7 @@ def _pretrain_loss(self: VaDE, net, batch, at):
     kl = kl_normal(mu, logvar, s.prior_std).mean()
     return dict(loss=reconstruction + s.pretrain_kl * kl, reconstruction=reconstruction, **(dict(kl=kl) if s.pretrain_kl else {}))
 
-# %% ../../nbs/05_methods/05_vade.ipynb #8f79542f
+# %% ../../nbs/05_methods/05_vade.ipynb #02e4f18a
 @patch
 def _first_clusters(self: VaDE, net, images):
     s, (_, variances) = self.settings_, net.encoder.heads
@@ -58,7 +61,7 @@ def _first_clusters(self: VaDE, net, images):
     if s.pretrain_kl: return
     with torch.no_grad():   # an autoencoder has not learned them: an image's cloud is to be small beside its cluster's
         variances.weight.zero_()
-        variances.bias.copy_(torch.from_numpy(np.log(0.1 * pi @ variance)))
+        variances.bias.copy_(torch.from_numpy(np.log(0.1 * pi @ variance).clip(-9, 9)))
 
 # %% ../../nbs/05_methods/05_vade.ipynb #a70eece6
 @patch
@@ -72,14 +75,11 @@ def _elbo(self: VaDE, net, batch, at):
                  kl_z=kl_z(mu, logvar, log_gamma.exp(), bank.Q, bank.logvar).mean(), kl_c=kl_c(log_gamma, bank.log_pi).mean())
     return dict(loss=terms["reconstruction"] + self._beta(at) * (terms["kl_z"] + terms["kl_c"]), **terms)
 
-# %% ../../nbs/05_methods/05_vade.ipynb #85ae2fb8
+# %% ../../nbs/05_methods/05_vade.ipynb #450f91aa
 @patch
 def _phases(self: VaDE, s):
     train = Phase("train", s.epochs, self._elbo, lr=s.lr, lr_factor=self._lr_factor(s))
     return [*self._pretrain_phases(s), Phase("first clusters", 0, before=self._first_clusters), train, Phase("look", 0, before=self._look)]
-
-@patch
-def _look(self: VaDE, net, images): self._warn_of_empty(self._labels(images))
 
 # %% ../../nbs/05_methods/05_vade.ipynb #e01b7085
 _MLP = dict(network=Value("mlp", "VaDE §4.2"), hidden=Value((500, 500, 2000), "VaDE §4.2"), latent_dim=Value(10, "VaDE §4.2"))
