@@ -32,7 +32,7 @@ def clustpy(name, images, epochs):
         seconds.append(time.perf_counter())
         return _loss(self, *args, **kwargs)
     setattr(module, loss, timed)
-    try: getattr(deep, name)(10, pretrain_epochs=1, clustering_epochs=epochs + 1, random_state=0, initial_clustering_params=dict(n_init=1)).fit(images)
+    try: getattr(deep, name)(10, pretrain_epochs=1, clustering_epochs=epochs + 1, random_state=0, initial_clustering_params=dict(n_init=1, **(dict(covariance_type="diag") if name == "VaDE" else {}))).fit(images)
     finally: setattr(module, loss, _loss)
     return len(images) * epochs / (seconds[-1] - seconds[batches]) * (epochs * batches - 1) / (epochs * batches)
 
