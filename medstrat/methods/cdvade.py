@@ -29,7 +29,7 @@ _CONV = dict(network=Value("conv", "§2.1"), channels=Value((32, 64, 128), "§2.
 _FIVE, _TEN = (dict(n_clusters=Value(k, f"{k} digits")) for k in (5, 10))
 _COLORED = {"colored-mnist": _FIVE, "colored-mnist-crossed": _FIVE, "colored-digits": _FIVE, "colored-mnist-10": _TEN, "colored-mnist-10-crossed": _TEN}
 CDVaDE.presets = dict(
-    paper={"*": dict(_CONV, likelihood=Value("gaussian", "Eqs 6–7"), latent_dim=Value(20, "§3.1, Colored MNIST")),
+    paper={"*": dict(_CONV, likelihood=Value("gaussian", "Eqs 6–7"), sigma=Value(None, "Eqs 6–7: learned"), latent_dim=Value(20, "§3.1, Colored MNIST")),
            "her2": dict(latent_dim=Value(500, "§3.2"), n_clusters=Value(3, "§3.2"), image_size=Value(128, "§3.2")), **_COLORED},
     released={"*": dict(sigma=Value(0.9, "a fixed standard deviation"))},
     best={"*": dict(_CONV, likelihood=Value("gaussian", "colours are no probabilities of ink"), sigma=Value(0.5, "with pretrain_kl, see the table below"),

@@ -139,8 +139,7 @@ def fit(
     validation = None if validation is None else self._take_fitted(validation)
     try: self._train(s, images, validation, resume)
     finally: self._conditions = (None, None)   # of the training images: not kept
-    self.module_.eval()
-    self.labels_ = self._labels(images)
+    self.module_.eval(); self.labels_ = self._labels(images)
     return self
 
 # %% ../../nbs/01_training/05_estimator.ipynb #115cdc22
@@ -148,13 +147,13 @@ def fit(
 def _start(self: DeepClusterer, X, condition, resume, validation):
     "Settle the parameters and build the networks; returns (settings, images)."
     s, self.provenance_ = resolve(self, dataset=_set_name(X))
-    images, has_validation = as_images(X), validation is not None
+    images = as_images(X)
     covariates, conditions = self._take_condition(condition, s, X, len(images), validation)
     self._check_settings(s)
     s.image_size = self._working_size(images, s)
     images = self._take(images, s.image_size)
     self._check_counts(len(images), s, images)
-    if s.patience and not has_validation: raise ValueError(f"patience={s.patience} needs validation images: fit(X, validation=…).")
+    if s.patience and validation is None: raise ValueError(f"patience={s.patience} needs validation images: fit(X, validation=…).")
     if s.random_state is None and resume is not None: s.random_state = read_checkpoint(resume)["medstrat"]["seed"]   # the one it drew
     if s.random_state is None and (s.trainer_options or {}).get("devices", 1) != 1:
         raise ValueError("training on several devices needs a random_state, so that all processes draw the same order of images.")
@@ -214,8 +213,7 @@ def _fingerprint(self: DeepClusterer, images, s) -> dict:
     "What determines a training: method, settings, seed, and the images (a checksum of 64 of them)."
     some = images[np.linspace(0, len(images) - 1, min(64, len(images))).astype(int)]
     values = {k: v for k, v in vars(s).items() if k not in _ENGINE}
-    return dict(method=self.name, n=len(images), shape=list(self.image_shape_), images=zlib.crc32(some.tobytes()), condition=self._condition_checksum(),
-                seed=self.random_state_, settings=json.dumps(values, default=str))
+    return dict(method=self.name, n=len(images), shape=list(self.image_shape_), images=zlib.crc32(some.tobytes()), condition=self._condition_checksum(), seed=self.random_state_, settings=json.dumps(values, default=str))
 
 @patch
 def _condition_checksum(self: DeepClusterer) -> int | None:
