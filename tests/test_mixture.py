@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*clusters are empty:UserWarning
 
 def quick(method="VaDE", **changes):
     "Fully connected, few starts: a fraction of a second"
-    return tiny(method, **(dict(network="mlp") | (dict(n_init=2, augment="none") if method != "GMVAE" else dict(likelihood="bernoulli")) | changes))
+    return tiny(method, **(dict(network="mlp") | dict(likelihood="bernoulli") | (dict(n_init=2, augment="none") if method != "GMVAE" else {}) | changes))
 
 
 def toy(b=20, k=4, d=3, seed=0, scale=1.0, dtype=torch.float64):
@@ -380,12 +380,27 @@ def test_vade_begins_with_the_first_mixture(init, pretrain_kl, quarters):
     a = quick(epochs=0, init=init, n_init=3, n_clusters=4, pretrain_kl=pretrain_kl).fit(quarters[0])
     pi, mu, variance = first_mixture(a.transform(quarters[0]), 4, init, 3, 0)
     np.testing.assert_allclose(a.cluster_centers_, mu, rtol=1e-4, atol=1e-5); np.testing.assert_allclose(a._shares(), pi, atol=1e-5)
-    np.testing.assert_allclose(a.module_.bank.spread.detach() ** 2, variance.clip(np.exp(-10), np.exp(10)), rtol=1e-3)
+    np.testing.assert_allclose(a.module_.bank.spread.detach() ** 2, variance.clip(np.exp(-9), np.exp(9)), rtol=1e-3)
     head = a.module_.encoder.heads[1]
     if pretrain_kl: assert head.weight.abs().max() > 0
     else:
         assert head.weight.abs().max() == 0
-        np.testing.assert_allclose(head.bias.detach().exp(), 0.1 * pi @ variance, rtol=1e-4)
+        np.testing.assert_allclose(head.bias.detach().exp(), (0.1 * pi @ variance).clip(np.exp(-9), np.exp(9)), rtol=1e-4)
+
+
+def test_narrow_latent_spaces_still_learn_their_variances():
+    "At the clamp of the log-variances there is no gradient: neither the encoder's nor the clusters' may begin there"
+    x = (four_kinds()[0].astype(float) * 0.01).astype(np.uint8)
+    a = quick(pretrain_epochs=1, pretrain_lr=1e-5, epochs=0).fit(x)
+    begin = a.module_.encoder.heads[1].bias.detach().clone(), a.module_.bank.log_variances.detach().clone()
+    assert all((t.abs() <= 9 + 1e-5).all() for t in begin)
+    b = quick(pretrain_epochs=1, pretrain_lr=1e-5, epochs=2).fit(x)
+    assert not torch.equal(b.module_.encoder.heads[1].bias, begin[0]) and b.module_.encoder.heads[1].weight.abs().max() > 0
+
+
+def test_a_prior_without_effect_is_refused(quarters):
+    with pytest.raises(ValueError, match="prior_std has no effect"): quick(prior_std=0.5).fit(quarters[0])
+    quick(prior_std=0.5, pretrain_kl=1.0, epochs=0).fit(quarters[0])
 
 
 def test_kl_warmup_of_vade(quarters):
@@ -486,7 +501,7 @@ def test_a_mixture_that_breaks_is_named(name, term, quarters):
 def test_empty_clusters_are_reported(quarters, monkeypatch):
     cls = get_method("VaDE")
     monkeypatch.setattr(cls, "_labels", lambda self, images: np.zeros(len(images), np.int64))
-    with pytest.warns(UserWarning, match=r"2 of 3 clusters are empty \(numbers 1, 2\).*random_state.*pre-training"): quick().fit(quarters[0])
+    with pytest.warns(UserWarning, match=r"2 of 3 clusters are empty \(numbers 1, 2\).*random_state.*more training"): quick().fit(quarters[0])
     monkeypatch.setattr(cls, "_labels", lambda self, images: np.arange(len(images)) % 3)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -514,7 +529,7 @@ def test_vade_cache(quarters, tmp_path):
     for same in (dict(), dict(n_clusters=4), dict(beta=2.0), dict(kl_warmup=1.0), dict(init="diag"), dict(n_init=1), dict(lr=1e-2), dict(epochs=1)):
         a, n = fit(**same)
         assert n == 1 and same_weights(a, quick(**same).fit(quarters[0])), same
-    for i, other in enumerate([dict(pretrain_kl=1.0), dict(likelihood="gaussian"), dict(latent_dim=3), dict(random_state=1), dict(augment="affine"), dict(prior_std=2.0)], 2): assert fit(**other)[1] == i, other
+    for i, other in enumerate([dict(pretrain_kl=1.0), dict(likelihood="gaussian"), dict(latent_dim=3), dict(random_state=1), dict(augment="affine"), dict(pretrain_kl=1.0, prior_std=2.0)], 2): assert fit(**other)[1] == i, other
 
 
 def test_vade_from_other_methods(quarters, tmp_path):

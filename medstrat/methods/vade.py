@@ -38,7 +38,7 @@ class VaDE(PretrainMixin, SpreadMixin, VAE):
         return net
 
     def _check_settings(self, s):
-        if self.prior_std is not None and not s.pretrain_kl: raise ValueError("prior_std has no effect: the prior of VaDE is a mixture. It belongs to a pre-training with pretrain_kl above 0.")
+        if s.prior_std != 1.0 and not s.pretrain_kl: raise ValueError("prior_std has no effect: the prior of VaDE is a mixture. It belongs to a pre-training with pretrain_kl above 0.")
 
     def _shares(self): return self.module_.bank.logits.detach().cpu().double().softmax(0).numpy()
 
