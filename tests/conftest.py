@@ -6,6 +6,7 @@ import hypothesis
 import numpy as np
 import pytest
 
+from medstrat.data import folders
 from medstrat.training.presets import get_method, list_methods
 
 hypothesis.settings.register_profile("repeatable", derandomize=True)   # the same examples in every run
@@ -56,6 +57,14 @@ def same_weights(a, b):
 
 @pytest.fixture
 def X(): return images()
+
+
+@pytest.fixture
+def alone(monkeypatch, tmp_path):
+    "No data folder and no cache but those of the test; notices are said again"
+    monkeypatch.delenv("MEDSTRAT_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folders._said.clear()
 
 
 @pytest.fixture(scope="session")

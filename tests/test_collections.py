@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 from medstrat import cli
 from medstrat.data import brats as chapter
-from medstrat.data import folders
 from medstrat.data.collections import COLLECTIONS, read_brats, read_refuge
 from medstrat.data.named import list_datasets, load_dataset
 from medstrat.runs import find_dataset, finish, start_run
@@ -23,12 +22,7 @@ from medstrat.runs import find_dataset, finish, start_run
 KINDS = ("t1", "t1ce", "t2", "flair")
 
 
-@pytest.fixture(autouse=True)
-def alone(monkeypatch, tmp_path):
-    "No data folder and no cache but those of the test; notices are said again"
-    monkeypatch.delenv("MEDSTRAT_DATA", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folders._said.clear()
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def volume(rng, bright=False):

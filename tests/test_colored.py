@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency
 
-from medstrat.data import folders
 from medstrat.data.colored import COLORED, PALETTE, colored_sets, colorize, paint
 from medstrat.data.images import ImageSet
 from medstrat.data.named import list_datasets, load_dataset
@@ -21,12 +20,7 @@ REAL = REAL if REAL and (Path(REAL) / "mnist.npz").is_file() else None
 needs_mnist = pytest.mark.skipif(not REAL, reason="needs mnist.npz in MEDSTRAT_DATA")
 
 
-@pytest.fixture(autouse=True)
-def alone(monkeypatch, tmp_path):
-    "No data folder and no cache but those of the test; notices are said again"
-    monkeypatch.delenv("MEDSTRAT_DATA", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folders._said.clear()
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def gray(n=40, k=10, side=6, seed=0, name="gray"):

@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from medstrat.data import folders
 from medstrat.data.her2 import read_her2
 from medstrat.data.named import list_datasets, load_dataset
 from medstrat.runs import find_dataset, finish, start_run
@@ -14,12 +13,7 @@ from medstrat.runs import find_dataset, finish, start_run
 CODES = ("FD", "H1", "ND")
 
 
-@pytest.fixture(autouse=True)
-def alone(monkeypatch, tmp_path):
-    "No data folder and no cache but those of the test; notices are said again"
-    monkeypatch.delenv("MEDSTRAT_DATA", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folders._said.clear()
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def write(root, patches=12, end=".jpg", names="class{}", scores=True, seed=0):

@@ -401,6 +401,7 @@ def test_narrow_latent_spaces_still_learn_their_variances():
 def test_a_prior_without_effect_is_refused(quarters):
     with pytest.raises(ValueError, match="prior_std has no effect"): quick(prior_std=0.5).fit(quarters[0])
     quick(prior_std=0.5, pretrain_kl=1.0, epochs=0).fit(quarters[0])
+    with pytest.raises(ValueError, match="prior_std has no effect"): quick("GMVAE", prior_std=0.5).fit(quarters[0])
 
 
 def test_kl_warmup_of_vade(quarters):

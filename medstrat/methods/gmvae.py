@@ -46,6 +46,9 @@ class GMVAE(PrototypesMixin, VAE):
 
     name, aliases = "GMVAE", ("Gaussian mixture VAE",)
 
+    def _check_settings(self, s):
+        if s.prior_std != 1.0: raise ValueError("prior_std has no effect: the prior of GMVAE is a mixture. Leave it out.")
+
 # %% ../../nbs/05_methods/07_gmvae.ipynb #d22b307d
 @patch
 def _heads(self: GMVAE, s): return (s.latent_dim, s.latent_dim, s.w_dim, s.w_dim)
