@@ -92,6 +92,12 @@ def _heads(self: Autoencoder, s): return (s.latent_dim,)
 def _condition_dim(self: Autoencoder, s): return 0 if self.covariates_ is None else self.covariates_.width
 
 @patch
+def _body(self: Autoencoder, shape, s):
+    "The encoder without its heads."
+    if s.encoder is not None: return copy.deepcopy(s.encoder)
+    return make_body(s.network, shape, s.channels, s.hidden, s.norm, s.encoder_activation or s.activation)
+
+@patch
 def _build(self: Autoencoder, shape, s):
     "Encoder and decoder for images of `shape`."
     for name in ("encoder", "decoder"):
@@ -99,10 +105,8 @@ def _build(self: Autoencoder, shape, s):
         if own is not None and not isinstance(own, nn.Module): raise ValueError(f"{name}={own!r} must be a torch.nn.Module, or None for the built-in one.")
     if s.batch_size == 1 and s.network != "mlp" and s.norm == "batch" and max(shape[:2]) < 2 ** (len(s.channels) + 1):
         raise ValueError("batch_size=1 leaves batch normalisation a single number to average; use batch_size ≥ 2, fewer channels, or norm='none'.")
-    net, body = nn.Module(), copy.deepcopy(s.encoder)
-    if body is None:
-        body = make_body(s.network, shape, s.channels, s.hidden, s.norm, s.encoder_activation or s.activation)
-    net.encoder, net.decoder = Encoder(body, shape, self._heads(s)), copy.deepcopy(s.decoder)
+    net = nn.Module()
+    net.encoder, net.decoder = Encoder(self._body(shape, s), shape, self._heads(s)), copy.deepcopy(s.decoder)
     d = s.latent_dim + self._condition_dim(s)
     if net.decoder is None:
         net.decoder = make_decoder(s.network, d, shape, s.channels, s.hidden, s.norm, s.activation)

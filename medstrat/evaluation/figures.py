@@ -153,7 +153,7 @@ def _number_clusters(ax, xy, clusters, prototypes_xy):
         ax.plot(*np.stack([start, end]).T, color="black", linewidth=.5, zorder=3)
         ax.text(*end, str(k), ha="center", va="center", fontsize=8, fontweight="bold", zorder=4, path_effects=[withStroke(linewidth=2.5, foreground="white")])
 
-# %% ../../nbs/04_evaluation/02_figures.ipynb #2b937e04
+# %% ../../nbs/04_evaluation/02_figures.ipynb #0c5106a9
 @_figure
 def plot_embedding(
     xy:np.ndarray, # (n, 2) map, from `embed_2d`
@@ -161,22 +161,22 @@ def plot_embedding(
     clusters:np.ndarray, # (n,) their clusters
     prototypes_xy:np.ndarray=None, # (K, 2) places of the prototypes
     classes:dict=None, # label → name, or a list of names
+    mapped:np.ndarray=None, # (n,) the label that each image's cluster stands for: a third panel
 ): # matplotlib Figure
-    "The pair of VAESim's Figs 4 and 6: true labels | clusters with prototypes on top, numbered; ValueError where lengths differ."
-    xy, labels, clusters = map(np.asarray, (xy, labels, clusters))
-    if not len(xy) == len(labels) == len(clusters): raise ValueError(f"{len(xy)} points, {len(labels)} labels, {len(clusters)} clusters; take labels[index] and clusters[index] with the index from embed_2d")
-    fig, (left, right) = plt.subplots(1, 2, sharex=True, sharey=True, figsize=(WIDTH, .8 + np.clip(4.3 * np.divide(*(np.ptp(xy, axis=0)[::-1] + 1e-9)), 2, 5)))
-    found, code = np.unique(labels, return_inverse=True)
-    dots = dict(s=max(3, min(20, 15_000 / len(xy))), linewidth=0)
-    for c, name in enumerate(_names(found, classes)): left.scatter(*xy[code == c].T, color=cluster_colors(len(found))[c], label=name, **dots)
-    right.scatter(*xy.T, color=cluster_colors(clusters.max() + 1)[clusters], alpha=.7, **dots)
-    _number_clusters(right, xy, clusters, prototypes_xy)
-    for ax, title in ((left, "true labels"), (right, "clusters" if prototypes_xy is None else "clusters and prototypes (◆)")):
-        ax.set(title=title, aspect="equal"); ax.set_axis_off()
-    left.legend(loc="upper center", bbox_to_anchor=(.5, -.02), ncols=min(5, len(found)), markerscale=(36 / dots["s"]) ** .5, handletextpad=.1, columnspacing=1)
+    "True labels | clusters, numbered, prototypes on top (VAESim, Figs 4, 6) | labels of the clusters (contrastive autoencoder, Figs 3, 4); ValueError where lengths differ."
+    xy, *columns = (np.asarray(c) for c in (xy, labels, clusters, mapped) if c is not None)
+    if any(len(c) != len(xy) for c in columns): raise ValueError(f"{len(xy)} points, but labels, clusters, … of {', '.join(str(len(c)) for c in columns)}; take labels[index] and clusters[index] with the index from embed_2d")
+    fig, axes = plt.subplots(1, len(columns), sharex=True, sharey=True, figsize=(WIDTH, .8 + np.clip(8.6 / len(columns) * np.divide(*(np.ptp(xy, axis=0)[::-1] + 1e-9)), 2, 5)))
+    found, dots = np.unique(np.concatenate(columns[::2])), dict(s=max(3, min(20, 15_000 / len(xy))) * 2 / len(columns), linewidth=0)
+    for ax, values in zip(axes[::2], columns[::2], strict=True):
+        for value, name, color in zip(found, _names(found, classes), cluster_colors(len(found)), strict=True): ax.scatter(*xy[values == value].T, color=color, label=name, **dots)
+    axes[1].scatter(*xy.T, color=cluster_colors(columns[1].max() + 1)[columns[1]], alpha=.7, **dots)
+    _number_clusters(axes[1], xy, columns[1], prototypes_xy)
+    for ax, title in zip(axes, ("true labels", "clusters" if prototypes_xy is None else "clusters and prototypes (◆)", "labels of the clusters")): ax.set(title=title, aspect="equal"); ax.set_axis_off()
+    axes[0].legend(loc="upper center", bbox_to_anchor=(.5, -.02), ncols=min(5, len(found)), markerscale=(36 / dots["s"]) ** .5, handletextpad=.1, columnspacing=1)
     return fig
 
-# %% ../../nbs/04_evaluation/02_figures.ipynb #09fd1a9c
+# %% ../../nbs/04_evaluation/02_figures.ipynb #20f64c8f
 @_figure
 def plot_history(
     history:pd.DataFrame, # a row an epoch: phase, epoch, loss, further terms, val_ terms; lr and seconds are skipped
@@ -198,7 +198,7 @@ def plot_history(
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return fig
 
-# %% ../../nbs/04_evaluation/02_figures.ipynb #52ebfe2f
+# %% ../../nbs/04_evaluation/02_figures.ipynb #a9cf925a
 def _shares(clusters, values, top=None):
     "Cluster × value table of shares and the cluster sizes, largest first, at most `top` clusters."
     if len(clusters) != len(values): raise ValueError(f"{len(clusters)} clusters and {len(values)} values; one of each an image is needed")
@@ -207,7 +207,7 @@ def _shares(clusters, values, top=None):
     sizes = counts.sum(axis=1).sort_values(ascending=False, kind="stable")[:top]
     return counts.loc[sizes.index].div(sizes, axis=0), sizes
 
-# %% ../../nbs/04_evaluation/02_figures.ipynb #acf5c543
+# %% ../../nbs/04_evaluation/02_figures.ipynb #e4e07757
 def _draw_shares(ax, shares, names, colors):
     "Stacked bars on `ax`: one bar a row (cluster) of the table `shares`, one part a column."
     for share, end, name, color in zip(shares.to_numpy().T, shares.cumsum(axis=1).to_numpy().T, names, colors, strict=True): ax.bar(range(len(share)), share, bottom=end - share, color=color, width=.85, label=name)
@@ -227,7 +227,7 @@ def plot_composition(
     fig.legend(*below.get_legend_handles_labels(), loc="outside right upper", reverse=True) # from top to bottom, as in the bars
     return fig
 
-# %% ../../nbs/04_evaluation/02_figures.ipynb #8e17d5c4
+# %% ../../nbs/04_evaluation/02_figures.ipynb #7beeb0f3
 @_figure
 def example_images(
     images:np.ndarray, # (N, H, W), (N, H, W, 1) or (N, H, W, 3), uint8 or float in [0, 1]

@@ -46,7 +46,7 @@ class KMeansMixin(PrototypesMixin):
             self.choice_ = choose_n_clusters(Z, candidates=range(2, min(41, len(Z)), 2), random_state=self.random_state_)
             self.n_clusters_ = self.choice_.n_clusters
         found = KMeans(self.n_clusters_, n_init=s.n_init, random_state=self.random_state_).fit(Z)
-        net.bank = PrototypeBank(self.n_clusters_, Z.shape[1], "euclidean").to(net.bank.Q.device)
+        net.bank = PrototypeBank(self.n_clusters_, Z.shape[1], net.bank.kind).to(net.bank.Q.device)
         net.bank.set(torch.from_numpy(found.cluster_centers_).float())
 
 # %% ../../nbs/05_methods/00_baselines.ipynb #6226cd57
