@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PROTOCOL', 'SCORES', 'Request', 'find_dataset', 'run_name', 'free_folder', 'Run', 'start_run', 'describe_run',
-           'finish', 'read_runs', 'compare']
+           'finish', 'read_runs', 'compare', 'read_label_efficiency']
 
-# %% ../nbs/06_runs.ipynb #90ebfe77
+# %% ../nbs/06_runs.ipynb #8a72bac2
 import json
 import os
 import platform
@@ -21,7 +21,8 @@ import pandas as pd
 
 from .data.named import _resolve, load_dataset
 from .evaluation.association import associations
-from .evaluation.metrics import Encoded, evaluate
+from .evaluation.labels import label_efficiency
+from .evaluation.metrics import Encoded, _scored, evaluate
 from .training.phases import pick_device, pick_precision
 from .training.presets import CHAINS, get_method, match_name, resolve
 
@@ -76,7 +77,7 @@ def free_folder(out, name: str) -> Path:
     while folder.exists(): i += 1; folder = Path(out) / f"{name}-{i}"
     return folder
 
-# %% ../nbs/06_runs.ipynb #13ca18a8
+# %% ../nbs/06_runs.ipynb #45cbce10
 @dataclass
 class Run:
     "A run in progress, or finished: its data, its estimator, its scores and its folder."
@@ -87,6 +88,7 @@ class Run:
     encoded: dict     # split → `Encoded`
     evaluation: object
     associations: object  # clusters with each column of the table, scored split
+    label_efficiency: object  # the probe's scores with few labels, a frame; None where all training images have one label
     record: dict      # the content of run.json
     partial: Path     # where it is while the run is in progress; nobody else writes there
 
@@ -95,7 +97,7 @@ class Run:
         figure.savefig(self.partial / f"{name}.png", dpi=150, bbox_inches="tight")
         return figure
 
-# %% ../nbs/06_runs.ipynb #4866b674
+# %% ../nbs/06_runs.ipynb #97682fa1
 def start_run(
     model="vaesim", dataset="digits", seed=0, preset="best",
     on="test",       # scored split
@@ -117,7 +119,7 @@ def start_run(
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.parent))
     partial.chmod(0o755)
-    run = Run(request, folder, splits, estimator, {}, None, None, {}, partial)
+    run = Run(request, folder, splits, estimator, {}, None, None, None, {}, partial)
     estimator.save(run.partial / "model.safetensors")
     estimator.history_.to_csv(run.partial / "history.csv", index=False)
     return _score(run, clock)
@@ -128,7 +130,7 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[name], self.last = round(now - self.last, 2), now
 
-# %% ../nbs/06_runs.ipynb #0dadb1f6
+# %% ../nbs/06_runs.ipynb #dd9f3284
 def _score(run: Run, clock) -> Run:
     "Embed all splits, score, and note everything down."
     sets = {k: getattr(run.splits, k) for k in ("train", "val", "test") if getattr(run.splits, k) is not None}
@@ -144,6 +146,10 @@ def _score(run: Run, clock) -> Run:
     patient = "patient" if "patient" in columns and columns.patient.notna().all() else None   # without all patients: images are exchanged, as the remarks say
     run.associations = associations(scored.cluster, columns, patient=patient, random_state=run.model.random_state_)
     clock("evaluate")
+    if len(np.unique(run.encoded["train"].labels)) > 1:
+        run.label_efficiency = label_efficiency(run.encoded["train"], _scored(run.encoded, run.request.on), seed=run.model.random_state_)
+        run.label_efficiency.to_csv(run.partial / "label_efficiency.csv", index=False)
+        clock("label_efficiency")
     run.record = describe_run(run, clock.seconds)
     return run
 
@@ -154,6 +160,7 @@ def _assigned(split, encoded, images) -> pd.DataFrame:
     more = more.drop(columns=images.target or []).rename(columns=lambda c: f"{c}_of_table" if c in rows else c)
     return pd.concat([rows, more], axis=1)
 
+# %% ../nbs/06_runs.ipynb #2d895d4c
 def describe_run(run: Run, seconds: dict) -> dict:
     "What `run.json` says."
     model, s = run.model, run.model.settings_
@@ -173,14 +180,14 @@ def _version(package):
     try: return version(package)
     except PackageNotFoundError: return "not installed"   # run from a checkout
 
-# %% ../nbs/06_runs.ipynb #79f9c77c
+# %% ../nbs/06_runs.ipynb #5e5e9772
 def finish(run: Run) -> Path:
     "Write `run.json` and give the folder its name; returns it."
     (run.partial / "run.json").write_text(json.dumps(run.record, indent=1, default=str) + "\n")
     run.partial.rename(run.folder)
     return run.folder
 
-# %% ../nbs/06_runs.ipynb #f457c138
+# %% ../nbs/06_runs.ipynb #11eece3a
 def read_runs(
     folder="runs",  # searched with its sub-folders
     settings=(),    # names of hyper-parameters to add as columns
@@ -211,3 +218,16 @@ def compare(
     groups = runs.groupby(list(by), sort=False, dropna=False)
     cell = lambda x: f"{x.mean():.{digits}f}" + (f" ± {x.std(ddof=1):.{digits}f}" if len(x) > 1 else "")
     return groups[list(scores)].agg(cell).assign(seeds=groups.size())
+
+# %% ../nbs/06_runs.ipynb #1ab2de59
+def read_label_efficiency(
+    folder="runs",  # searched with its sub-folders
+    settings=(),    # names of hyper-parameters to add as columns
+) -> pd.DataFrame:  # one row a run, fraction and draw
+    "The label-efficiency curves of all finished runs below a folder; runs that have none are left out."
+    facts = ["model", "dataset", "preset", "seed", "protocol", "interrupted", "parameters", "scored_on", "majority_rate", "folder", *settings]
+    curves = []
+    for run in read_runs(folder, settings).to_dict("records"):
+        path = Path(run["folder"]) / "label_efficiency.csv"
+        if path.exists(): curves.append(pd.DataFrame([{k: run[k] for k in facts}]).merge(pd.read_csv(path), how="cross"))
+    return pd.concat(curves, ignore_index=True) if curves else pd.DataFrame()

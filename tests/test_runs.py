@@ -22,6 +22,7 @@ from medstrat.training.saving import load_model
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "nbs" / "07_experiments.ipynb"
+FILES = {"run.json", "model.safetensors", "history.csv", "assignments.csv", "label_efficiency.csv"}
 SMALL = dict(n_clusters=3, image_size=16, epochs=1, batch_size=20, channels=[4, 8], latent_dim=4, verbose=False)
 ENV = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
 
@@ -95,11 +96,11 @@ def test_names_of_folders(tmp_path):
 def test_what_a_run_leaves(done):
     assert sorted(p.name for p in done.iterdir()) == sorted(p.name for p in done.iterdir() if not p.name.startswith("."))
     folder, = done.glob("vaesim-*-seed1-*")
-    assert {p.name for p in folder.iterdir()} == {"run.json", "model.safetensors", "history.csv", "assignments.csv"}
+    assert {p.name for p in folder.iterdir()} == FILES
     r = json.loads((folder / "run.json").read_text())
     assert (r["model"], r["dataset"], r["preset"], r["seed"], r["epochs"], r["interrupted"]) == ("VAESim", "stripes", "best", 1, 1, False)
     assert r["images"] == dict(train=60, val=20, test=30) and r["settings"]["latent_dim"] == 4 and r["provenance"]["latent_dim"] == "given"
-    assert set(r["settings"]) == set(r["provenance"]) and r["versions"]["torch"] and set(r["seconds"]) == {"load", "fit", "embed", "evaluate", "epochs"}
+    assert set(r["settings"]) == set(r["provenance"]) and r["versions"]["torch"] and set(r["seconds"]) == {"load", "fit", "embed", "evaluate", "label_efficiency", "epochs"}
     rows = pd.read_csv(folder / "assignments.csv")
     assert rows.groupby("split").size().to_dict() == r["images"]
     model = load_model(folder / "model.safetensors")
@@ -181,7 +182,7 @@ def test_a_killed_run_is_no_run(when, stripes, tmp_path):
     assert read_runs(tmp_path).empty and not [p for p in tmp_path.iterdir() if not p.name.startswith(".")]
     for partial in tmp_path.glob(".*.partial"): (partial / "stale.png").write_bytes(b"old")     # a figure that the next run will not make
     folder = finish(start_run("vaesim", stripes, 0, out=tmp_path, **SMALL, trainer_options=None))     # the same name again
-    assert len(read_runs(tmp_path)) == 1 and {p.name for p in folder.iterdir()} == {"run.json", "model.safetensors", "history.csv", "assignments.csv"}
+    assert len(read_runs(tmp_path)) == 1 and {p.name for p in folder.iterdir()} == FILES
 
 
 def test_a_failed_run_is_no_run(stripes, tmp_path, monkeypatch):
@@ -220,7 +221,7 @@ def papermilled(stripes, tmp_path_factory):
 def test_the_notebook_makes_a_run(papermilled):
     out, _ = papermilled
     folder, = (out / "here").iterdir()
-    assert {"run.json", "model.safetensors", "history.csv", "assignments.csv"} <= {p.name for p in folder.iterdir()}
+    assert FILES <= {p.name for p in folder.iterdir()}
     assert len(list(folder.glob("*.png"))) >= 4
     r = json.loads((folder / "run.json").read_text())
     assert (r["model"], r["seed"], r["preset"]) == ("VAESim", 3, "paper") and r["settings"]["channels"] == [4, 8]

@@ -90,20 +90,20 @@ def knn_predict(
     if not 1 <= k <= len(train): raise ValueError(f"k={k} neighbours were asked for, the training split has {len(train)} images; k must lie in 1 … {len(train)}")
     return KNeighborsClassifier(k).fit(train.embedding, train.labels).predict(embedding) # above 15 dimensions "auto" is brute force, the fastest there
 
-# %% ../../nbs/04_evaluation/00_metrics.ipynb #ca3c5167
+# %% ../../nbs/04_evaluation/00_metrics.ipynb #1880186a
 def probe_predict(
     train:Encoded, # the split the probe learns from, all of it
     embedding:np.ndarray, # (M, d) images to label
     max_iter:int=2000, # L-BFGS iterations; scikit-learn's ConvergenceWarning says when they did not suffice
+    scale=None, # a fitted `StandardScaler`; None: one fitted to `train`
 ) -> np.ndarray: # (M,) predicted labels
     "Standardised multinomial logistic regression, run to convergence (one class in `train`: that class for every image)."
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
     from threadpoolctl import threadpool_limits
     if len(np.unique(train.labels)) == 1: return np.full(len(embedding), train.labels[0])
-    scale = StandardScaler().fit(train.embedding.astype(np.float64))
-    with threadpool_limits(1): # short matrix products: on busy cores, threads that wait for each other cost more than they give
-        model = LogisticRegression(max_iter=max_iter).fit(scale.transform(train.embedding), train.labels)
+    scale = scale or StandardScaler().fit(train.embedding.astype(np.float64))
+    with threadpool_limits(1): model = LogisticRegression(max_iter=max_iter).fit(scale.transform(train.embedding), train.labels) # on busy cores, threads that wait for each other cost more than they give
     return model.predict(scale.transform(embedding))
 
 # %% ../../nbs/04_evaluation/00_metrics.ipynb #37a1729a
