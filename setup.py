@@ -34,7 +34,7 @@ setup(
                  "Programming Language :: Python :: 3.11"],
     packages=find_packages(include=["medstrat", "medstrat.*"]),
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={"transfer": cfg["transfer_requirements"].split(), "dev": [*cfg["dev_requirements"].split(), *cfg["transfer_requirements"].split()]},
     entry_points={"console_scripts": ["medstrat=medstrat.cli:main"], "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
     cmdclass={"build_py": build_with_notebook},
 )

@@ -21,10 +21,11 @@ from medstrat.data.images import ImageSet
 from medstrat.training.estimator import DeepClusterer
 from medstrat.training.presets import get_method
 from medstrat.training.saving import load_model
+from medstrat.vae import Autoencoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*clusters are empty:UserWarning", "ignore::sklearn.exceptions.ConvergenceWarning")
 
-DECODERS = [m for m in ALL if m not in ("pixels + k-means", "PCA + k-means")]
+DECODERS = [m for m in ALL if issubclass(get_method(m), Autoencoder)]
 OTHER = images(20, seed=5)
 
 
@@ -40,7 +41,7 @@ def known(n=60, seed=0, **columns): return ImageSet(images(n, seed=seed), table(
 
 def quick(method="VaDE", **changes):
     "Fully connected, without distortions or early ends: a fraction of a second"
-    fast = dict(network="mlp", n_init=2, tol=0.0, augment="none", init="diag" if method in ("VaDE", "CDVaDE") else "k-means")
+    fast = dict(network="mlp", n_init=2, tol=0.0, augment=dict(flip=0.5) if method == "contrastive AE" else "none", init="diag" if method in ("VaDE", "CDVaDE") else "k-means")
     fast = {k: v for k, v in fast.items() if k in get_method(method).__dataclass_fields__ and not (k == "init" and method == "VAESim")}
     return tiny(method, **(fast | changes))
 

@@ -176,7 +176,7 @@ def plot_embedding(
     axes[0].legend(loc="upper center", bbox_to_anchor=(.5, -.02), ncols=min(5, len(found)), markerscale=(36 / dots["s"]) ** .5, handletextpad=.1, columnspacing=1)
     return fig
 
-# %% ../../nbs/04_evaluation/02_figures.ipynb #20f64c8f
+# %% ../../nbs/04_evaluation/02_figures.ipynb #09fd1a9c
 @_figure
 def plot_history(
     history:pd.DataFrame, # a row an epoch: phase, epoch, loss, further terms, val_ terms; lr and seconds are skipped
@@ -198,7 +198,7 @@ def plot_history(
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return fig
 
-# %% ../../nbs/04_evaluation/02_figures.ipynb #a9cf925a
+# %% ../../nbs/04_evaluation/02_figures.ipynb #52ebfe2f
 def _shares(clusters, values, top=None):
     "Cluster × value table of shares and the cluster sizes, largest first, at most `top` clusters."
     if len(clusters) != len(values): raise ValueError(f"{len(clusters)} clusters and {len(values)} values; one of each an image is needed")
@@ -207,7 +207,7 @@ def _shares(clusters, values, top=None):
     sizes = counts.sum(axis=1).sort_values(ascending=False, kind="stable")[:top]
     return counts.loc[sizes.index].div(sizes, axis=0), sizes
 
-# %% ../../nbs/04_evaluation/02_figures.ipynb #e4e07757
+# %% ../../nbs/04_evaluation/02_figures.ipynb #e6fb2e05
 def _draw_shares(ax, shares, names, colors):
     "Stacked bars on `ax`: one bar a row (cluster) of the table `shares`, one part a column."
     for share, end, name, color in zip(shares.to_numpy().T, shares.cumsum(axis=1).to_numpy().T, names, colors, strict=True): ax.bar(range(len(share)), share, bottom=end - share, color=color, width=.85, label=name)
@@ -227,7 +227,7 @@ def plot_composition(
     fig.legend(*below.get_legend_handles_labels(), loc="outside right upper", reverse=True) # from top to bottom, as in the bars
     return fig
 
-# %% ../../nbs/04_evaluation/02_figures.ipynb #7beeb0f3
+# %% ../../nbs/04_evaluation/02_figures.ipynb #8e17d5c4
 @_figure
 def example_images(
     images:np.ndarray, # (N, H, W), (N, H, W, 1) or (N, H, W, 3), uint8 or float in [0, 1]

