@@ -440,7 +440,7 @@ def test_cosine_ends_near_zero(X):
 
 def test_zero_epochs(X):
     for m in METHODS:
-        a = tiny(m, epochs=0, **(dict(pretrain_epochs=0, layer_epochs=0) if m in PRETRAINED else {})).fit(X)
+        a = tiny(m, **{f: 0 for f in get_method(m).__dataclass_fields__ if f.endswith("epochs")}).fit(X)
         assert a.n_iter_ == 0 and len(a.history_) == 0 and a.predict(X).shape == (60,)
 
 
