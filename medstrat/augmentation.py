@@ -57,10 +57,13 @@ def operations_of(
 ) -> dict:   # {operation: probability}, those that are never done left out
     "What a set of augmentations does; a ValueError for unknown names, and for what is no probability."
     chosen = AUGMENTATIONS[match_name(how, list(AUGMENTATIONS), "augmentation")] if isinstance(how, str) else how
-    for name, p in chosen.items():
-        match_name(name, list(OPERATIONS), "operation")
-        if not 0 <= p <= 1: raise ValueError(f"{name}={p}: a probability between 0 and 1 is needed.")
-    return {match_name(name, list(OPERATIONS), "operation"): p for name, p in chosen.items() if p > 0}
+    found = {}
+    for given, p in chosen.items():
+        name = match_name(given, list(OPERATIONS), "operation")
+        if name in found: raise ValueError(f"the operation {name!r} is given twice.")
+        if not 0 <= p <= 1: raise ValueError(f"{given}={p}: a probability between 0 and 1 is needed.")
+        found[name] = p
+    return {name: p for name, p in found.items() if p > 0}
 
 def augment(
     x: torch.Tensor,      # (B,C,H,W) in [0,1]

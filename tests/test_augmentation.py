@@ -416,3 +416,7 @@ def test_validation_images_stay_as_they_are_in_the_pretraining(X, monkeypatch):
     monkeypatch.setattr(pretraining, "augment", lambda x, how: seen.append(len(x)) or x)
     tiny("DEC", augment="affine", epochs=0, pretrain_epochs=1, n_init=1).fit(X, validation=images(13, seed=1))
     assert seen == [20, 20, 20]
+
+
+def test_an_operation_given_twice():
+    with pytest.raises(ValueError, match="'flip' is given twice"): augment(torch.rand(4, 1, 8, 8), {"Flip": 0.5, "flip": 0.1})

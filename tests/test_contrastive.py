@@ -356,7 +356,7 @@ def test_other_schedules_begin_anew_in_the_second_phase(schedule, X):
     assert list(phase(a, "contrast").lr) == pytest.approx(list(phase(a, "decode").lr))
 
 
-@pytest.mark.parametrize("more", [dict(lr_schedule="warmup-cosine"), dict(lr_schedule="warmup-cosine", optimizer="lars"), dict(preset="paper", lr=0.001)], ids=str)
+@pytest.mark.parametrize("more", [dict(lr_schedule="warmup-cosine"), dict(lr_schedule="warmup-cosine", optimizer="lars", lr=0.1), dict(preset="paper", optimizer="adam", lr=0.001)], ids=str)
 def test_the_highest_rate_is_the_highest(more, X):
     "Refused with a word about lr_start or lr_end, or never above lr"
     try: a = mlp(**(dict(n_clusters=3, epochs=3, decoder_epochs=3, lr_warmup=2) | more)).fit(X)
@@ -706,7 +706,7 @@ def test_the_curve_of_the_elbow_after_a_resume(X, tmp_path):
     assert a.choice_.n_clusters == a.n_clusters_
 
 
-@pytest.mark.parametrize("change", [dict(tau=0.1), dict(augment="medical"), dict(crop=0.9), dict(decoder_epochs=3), dict(optimizer="lars"), dict(n_clusters=4), dict(alpha=0.5), dict(random_state=1)], ids=str)
+@pytest.mark.parametrize("change", [dict(tau=0.1), dict(augment="medical"), dict(crop=0.9), dict(decoder_epochs=3), dict(optimizer="lars", lr=0.1), dict(n_clusters=4), dict(alpha=0.5), dict(random_state=1)], ids=str)
 def test_a_checkpoint_of_another_training_is_refused(change, X, tmp_path):
     mlp(augment="affine", checkpoint_dir=tmp_path).fit(X)
     with pytest.raises(ValueError, match="belongs to another training"): mlp(**(dict(augment="affine") | change)).fit(X, resume=tmp_path / "last.ckpt")
@@ -1069,3 +1069,8 @@ def test_a_run_on_digits(more, tmp_path):
     assert 0 < record["metrics"]["stat_accuracy"] <= 1 and len(read_runs(tmp_path)) == 1
     b = load_model(folder / "model.safetensors")
     assert (b.predict(run.splits.test) == run.encoded["test"].clusters).all() and list(pd.read_csv(folder / "history.csv").phase) == ["contrast", "decode"]
+
+
+def test_lars_wants_a_higher_rate(X):
+    with pytest.raises(ValueError, match="lr=0.001 is too small for LARS"): small(optimizer="lars").fit(X)
+    assert small(optimizer="lars", lr=0.01).fit(X).n_iter_ == 4

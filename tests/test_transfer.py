@@ -571,3 +571,7 @@ def test_no_warnings_in_a_normal_run(file):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for cls in (FeatureKMeans, Transfer): make(cls, file).fit(labelled(), validation=labelled(20)).predict(images())
+
+
+def test_an_input_size_that_leaves_nothing():
+    with pytest.raises(ValueError, match="input_size=16: backbones halve"): get_method("features + k-means")(input_size=16).fit(images(20))

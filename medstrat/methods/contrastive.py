@@ -58,6 +58,7 @@ def _check_settings(self: ContrastiveAE, s):
         raise ValueError(f"augment={s.augment!r}{' with crop=1' if s.crop == 1 else ''} changes nothing: both views would be the same image. Choose {', '.join(map(repr, list(AUGMENTATIONS)[1:]))}, or {{operation: probability}}.")
     if s.lr_schedule == "warmup-cosine" and max(s.lr_start, s.lr_end) > s.lr:
         raise ValueError(f"lr_start={s.lr_start} and lr_end={s.lr_end} must not be above lr={s.lr}, which is the highest rate of lr_schedule='warmup-cosine'. Give all three.")
+    if s.optimizer == "lars" and s.lr < 0.01: raise ValueError(f"lr={s.lr} is too small for LARS, which multiplies it by 0.001: hardly anything would be learned. 0.25 is usual.")
     if s.exposure == 1: raise ValueError("exposure=1 would make images black; it is the largest change of brightness, contrast and gamma (0.2 is usual).")
     if s.crop == 0: raise ValueError("crop=0 would keep nothing of an image; it is the smallest share of the area that is kept (0.5 is usual).")
 
@@ -93,8 +94,8 @@ def _build(self: ContrastiveAE, shape, s):
 @patch
 def _logits(self: ContrastiveAE, net, h, y=None, c=None):
     "Decode embeddings together with their soft labels c, and the covariates y where there are any."
-    told = net.told * net.labels(net.bank(h) if c is None else c)
-    return super(ContrastiveAE, self)._logits(net, h + told, y)
+    labels = net.told * net.labels(net.bank(h) if c is None else c)
+    return super(ContrastiveAE, self)._logits(net, h + labels, y)
 
 @patch
 def _responsibilities(self: ContrastiveAE, net, h): return net.bank(h)

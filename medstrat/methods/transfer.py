@@ -40,6 +40,7 @@ class BackboneMixin:
         ours={"*": dict(weights=Value("imagenet", "pre-trained on ImageNet"))})
 
     def _check_settings(self, s):
+        if s.input_size < 32: raise ValueError(f"input_size={s.input_size}: backbones halve an image five times; give at least 32 (112 or 224 are usual).")
         find_backbone(s.backbone)
         find_weights(s.backbone, s.weights)   # an error before any image is read
 
