@@ -22,7 +22,15 @@ def sidebar():
         for item in items:
             if isinstance(item, str): yield item
             else: yield from walk(item["contents"])
-    return list(walk(yaml.safe_load((root / "_quarto.yml").read_text())["website"]["sidebar"]["contents"]))
+    return list(walk(quarto()["website"]["sidebar"]["contents"]))
+
+
+def quarto(): return yaml.safe_load((root / "nbs" / "_quarto.yml").read_text())    # the file that nbdev and Quarto read; a link to the one at the top
+
+
+def test_one_quarto_file():
+    assert (root / "nbs" / "_quarto.yml").resolve() == root / "_quarto.yml"
+    assert "nbdev.yml" in quarto()["metadata-files"]    # without it Quarto does not know the output folder, and `nbdev_docs` finds no site
 
 
 def test_sidebar_lists_every_notebook_once(): assert sorted(sidebar()) == names
