@@ -2,12 +2,16 @@
 import os
 import signal
 
-import hypothesis
-import numpy as np
-import pytest
+# One thread a process, for this one and all that it starts (notebooks' kernels, commands), and as many processes as cores (pytest-xdist): threads of
+# numerical libraries wait by spinning, and two processes with two threads each on two cores hardly get on. Before anything imports those libraries.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"): os.environ[_name] = "1"
 
-from medstrat.data import folders
-from medstrat.training.presets import get_method, list_methods
+import hypothesis  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from medstrat.data import folders  # noqa: E402
+from medstrat.training.presets import get_method, list_methods  # noqa: E402
 
 hypothesis.settings.register_profile("repeatable", derandomize=True)   # the same examples in every run
 hypothesis.settings.load_profile("repeatable")

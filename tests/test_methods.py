@@ -275,7 +275,7 @@ def test_gradients_of_the_loss(X):
 # ---- presets and names
 
 def _all_values():
-    for cls in {c for m in list_methods() for c in m.__mro__ if "presets" in vars(c)}:
+    for cls in dict.fromkeys(c for m in list_methods() for c in m.__mro__ if "presets" in vars(c)):   # in an order that is the same in all processes
         for preset, sets in vars(cls)["presets"].items():
             for dataset, table in sets.items():
                 for name, value in table.items(): yield pytest.param(cls, preset, dataset, name, value, id=f"{cls.__name__}-{preset}-{dataset}-{name}")

@@ -37,7 +37,7 @@ def stripes(tmp_path_factory):
 
 
 def python(*code, **kw):
-    return subprocess.run([sys.executable, "-c", *code], capture_output=True, text=True, timeout=300, env=ENV, **kw)
+    return subprocess.run([sys.executable, "-c", *code], capture_output=True, text=True, env=ENV, **kw)
 
 
 @pytest.fixture(scope="module")
@@ -343,10 +343,9 @@ def test_ctrl_c_ends_the_command_in_order(stripes, tmp_path):
     process = subprocess.Popen([sys.executable, "-c", "from medstrat.cli import main; main()", "run", "--dataset", stripes, "--out", "mine", *words],
                                cwd=tmp_path, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        limit = time.monotonic() + 100
-        while not (tmp_path / "checkpoints" / "last.ckpt").exists() and process.poll() is None and time.monotonic() < limit: time.sleep(0.2)
+        while not (tmp_path / "checkpoints" / "last.ckpt").exists() and process.poll() is None: time.sleep(0.2)
         os.killpg(process.pid, signal.SIGINT)       # as the terminal does: to all processes of the group
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate()
     finally:
         if process.poll() is None: os.killpg(process.pid, signal.SIGKILL)
     assert "Traceback" not in err, err[-1500:]

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 import yaml
 
-from tests.test_docs import names, root
+from test_docs import names, root
 
 EXPORTED = re.compile(r"^#\|\s*exports?\b", re.M)
 
