@@ -86,6 +86,16 @@ def test_style(name):
         assert not any(o.output_type == "error" for o in cell.outputs), f"cell {i} stores an error"
 
 
+def output_text(output): return "\n".join("".join(t) for t in [output.get("text", []), *(output.get("data", {}).get(f"text/{kind}", []) for kind in ("plain", "html", "markdown"))])
+
+
+@pytest.mark.parametrize("name", names)
+def test_no_warnings_are_stored(name):
+    "A reader takes them for something that matters"
+    for i, cell in enumerate(nbformat.read(root / "nbs" / name, 4).cells):
+        for output in cell.get("outputs", []): assert output.get("name") != "stderr", f"cell {i} stores what was written to stderr: {output['text'][:200]}"
+
+
 def test_nothing_speaks_of_one_machine():
     "No absolute paths of a developer's machine in what is committed."
     pattern = re.compile(r"(?<![\w.])/(work|root|home|opt|tmp|Users)/\w")
@@ -93,6 +103,6 @@ def test_nothing_speaks_of_one_machine():
         text = path.read_text()
         if path.suffix == ".ipynb":
             cells = json.loads(text)["cells"]
-            text = "\n".join("".join(c["source"]) + "".join("".join(o.get("text", [])) + "".join(o.get("data", {}).get("text/plain", [])) for o in c.get("outputs", [])) for c in cells)
+            text = "\n".join(part for c in cells for part in ["".join(c["source"]), *map(output_text, c.get("outputs", []))])
         found = pattern.search(text)
         assert not found, f"{path.relative_to(root)}: {text[max(found.start() - 40, 0):found.end() + 40]}"
