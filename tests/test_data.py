@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import http.server
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -138,6 +139,69 @@ def test_resize_keeps_constant_images_and_ranges(side, new, value):
     x = rng.rand(2, side, side, 3).astype(np.float32)
     y = resize(x, new)
     assert y.shape == (2, new, new, 3) and y.dtype == np.float32 and y.min() >= x.min() - 1e-6 and y.max() <= x.max() + 1e-6
+
+
+def layouts(x, folder):
+    "The values of `x` (N×H×W×C) in every layout that an array may have"
+    np.save(folder / "x.npy", x)
+    out = {"mirrored": x[:, :, ::-1].copy()[:, :, ::-1], "reversed": x[::-1].copy()[::-1], "bgr": x[..., ::-1].copy()[..., ::-1], "Fortran": np.asfortranarray(x),
+           "channels first": np.ascontiguousarray(np.moveaxis(x, -1, 1)), "every other": np.repeat(x, 2, 0)[::2], "mapped": np.load(folder / "x.npy", mmap_mode="r"), "read-only": x.copy()}
+    out["read-only"].flags.writeable = False
+    return out | ({"big-endian": x.astype(">f4"), "double": x.astype(">f8")} if x.dtype.kind == "f" else {})
+
+
+@pytest.mark.parametrize("floats", [False, True])
+@pytest.mark.filterwarnings("error")
+def test_every_layout_gives_the_same_images(tmp_path, floats):
+    x = rng.randint(0, 256, (6, 9, 9, 3), np.uint8)
+    x = x / np.float32(256) if floats else x   # no multiples of 1/255
+    want = resize(x, 5)
+    for name, view in layouts(x, tmp_path).items():
+        assert np.array_equal(as_images(view), x), name
+        assert np.array_equal(resize(view, 5), want) and np.array_equal(ImageSet(view).resize(5).images, want), name
+
+
+@pytest.mark.parametrize("size", [None, 4, 23])
+def test_bytes_and_bytes_over_255_give_the_same_values(size):
+    from medstrat import VAESim
+    x = np.concatenate([rng.randint(0, 256, (39, 12, 12), np.uint8), np.arange(144, dtype=np.uint8).reshape(1, 12, 12) + 112])
+    fit = lambda v: VAESim(epochs=1, verbose=False, random_state=0, network="mlp", hidden=(8,), latent_dim=2, n_clusters=2, image_size=size).fit(v).transform(v)
+    want = fit(x)
+    for f in (x / np.float32(255), x / 255, (x / 255).astype(np.float16)): assert np.array_equal(fit(f), want)
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data(), new=st.integers(2, 20))
+def test_an_image_is_resized_the_same_whatever_lies_beside_it(data, new):
+    x = np.stack([rng.randint(0, 256, (9, 9, 1)) / data.draw(st.sampled_from([255, 256, 300])) for _ in range(4)]).astype(np.float32)
+    assert np.array_equal(resize(x, new), np.concatenate([resize(a[None], new) for a in x]))
+
+
+def test_advice_for_deep_images_keeps_every_level():
+    from PIL import Image
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8)
+    pictures = {"I;16": Image.fromarray(ramp.astype(np.uint16)), "I;16B": Image.frombytes("I;16B", (8, 8), ramp.astype(">u2").tobytes()),
+                "I": Image.fromarray(ramp.astype(np.int32)), "F": Image.fromarray(ramp.astype(np.float32))}
+    for mode, picture in pictures.items():
+        assert picture.mode == mode
+        with pytest.raises(TypeError, match=f"Item 1 is a Pillow image of mode {mode}") as e: as_images([Image.new("L", (8, 8)), picture])
+        assert "convert" not in str(e.value)
+        for advice in re.findall(r"numpy\.(?:asarray|clip)\(.*?\) / 65535|numpy\.clip\(.*?, 0, 1\)", str(e.value)):
+            got = as_images([eval(advice, {"numpy": np, "image": picture, "low": 0, "high": 65535})])
+            assert len(np.unique(got)) == 64 and got.max() == 1
+    for x in (ramp.astype(np.uint16), ramp.astype(">u2"), (ramp - 32768).astype(np.int16), ramp.astype(np.int64)):
+        with pytest.raises(TypeError, match="Images of type") as e: as_images(x[None])
+        advice = re.search(r"numpy\.clip\(.*?, 0, 1\)", str(e.value))[0]
+        assert len(np.unique(as_images(eval(advice, {"numpy": np, "x": x[None], "low": int(x.min()), "high": int(x.max())})))) == 64
+    for mode, word in (("1", "'L'"), ("P", "'RGB'"), ("RGBA", "transparency"), ("CMYK", "'RGB'"), ("LA", "transparency")):
+        with pytest.raises(TypeError, match=word): as_images([Image.new(mode, (8, 8))])
+
+
+@pytest.mark.parametrize("value", [np.float32(1.0000001), np.float64(1 + 1e-12), np.float32(-1e-9), np.float32(1.5), np.float16(1.001)])
+def test_a_value_just_outside_is_shown_to_its_last_digit(value):
+    with pytest.raises(ValueError, match="values from") as e: as_images(np.full((1, 4, 4), value))
+    said = re.search("from (.*?) to", str(e.value))[1]
+    assert value.dtype.type(said) == value and said not in ("0", "1")
 
 
 def test_resize_does_not_depend_on_blocks(monkeypatch):
