@@ -93,7 +93,7 @@ def expected(v, z):
 def test_brats_images_labels_and_slices(brats):
     folder, written = brats
     s = read_brats(folder, image_size=20)
-    assert (len(s), s.shape, s.images.dtype) == (40, (20, 20, 1), np.uint8) and s.classes == {0: "LGG", 1: "HGG"}
+    assert (len(s), s.image_shape, s.images.dtype) == (40, (20, 20, 1), np.uint8) and s.classes == {0: "LGG", 1: "HGG"}
     assert list(s.table) == ["label", "patient", "centre", "modality", "slice"] and np.bincount(s.labels).tolist() == [16, 24]
     assert set(s.table.slice) == {5} and set(s.table.patient) == {p for p, _ in written}   # (2 + 8) // 2
     for image, row in zip(s.images[..., 0], s.table.itertuples(), strict=True):
@@ -109,7 +109,7 @@ def test_brats_choices(brats, tmp_path):
     assert np.array_equal(read_brats(folder, ["flair", "t1"], 20).images, read_brats(folder, ["t1", "flair"], 20).images)
     patient = one.table.patient[0]
     assert np.array_equal(read_brats(folder, "flair", 20, slices=3).images[0, ..., 0], expected(written[patient, "flair"], 3))
-    assert read_brats(folder, "flair").shape == (128, 128, 1)
+    assert read_brats(folder, "flair").image_shape == (128, 128, 1)
     unpacked = tmp_path / "unpacked"
     write_brats(unpacked, end=".nii")
     assert np.array_equal(read_brats(unpacked, image_size=20).images, four.images)
@@ -199,14 +199,14 @@ def test_bad_choices(brats, kw, says):
 
 def test_refuge_images_labels_and_devices(refuge):
     s = read_refuge(refuge, image_size=10)
-    assert (len(s), s.shape, s.images.dtype) == (12, (10, 10, 3), np.uint8) and s.classes == {0: "non-glaucoma", 1: "glaucoma"}
+    assert (len(s), s.image_shape, s.images.dtype) == (12, (10, 10, 3), np.uint8) and s.classes == {0: "non-glaucoma", 1: "glaucoma"}
     assert s.labels.tolist() == [1] * 4 + [0] * 8 and s.table.file[0] == "Training400/Glaucoma/g0000.jpg"
     assert set(s.table.device) == {"unknown, 40×36"}
     for image, file in zip(s.images, s.table.file, strict=True):   # 2 rows of black above and below
         square = np.pad(np.asarray(Image.open(refuge / file)), [(2, 2), (0, 0), (0, 0)])
         assert np.array_equal(image, np.asarray(Image.fromarray(square).resize((10, 10), Image.Resampling.BILINEAR)))
         assert abs(image[2:8].mean() - square[8:32].mean()) < 3   # away from the black
-    assert read_refuge(refuge).shape == (128, 128, 3)
+    assert read_refuge(refuge).image_shape == (128, 128, 3)
 
 
 def test_sizes_tell_the_device(tmp_path):

@@ -71,7 +71,7 @@ def test_one_brightness():
 def test_colored_digits_are_frozen():
     "Recorded numbers rest on these images: if this fails, every result on colored-digits has to be made again."
     s = load_dataset("colored-digits", carve_val=True)
-    assert [len(s.train), len(s.val), len(s.test)] == [649, 72, 180] and s.train.shape == (8, 8, 3) and s.train.images.dtype == np.uint8
+    assert [len(s.train), len(s.val), len(s.test)] == [649, 72, 180] and s.train.image_shape == (8, 8, 3) and s.train.images.dtype == np.uint8
     sums = [hashlib.md5(getattr(s, p).images.tobytes()).hexdigest()[:8] for p in s.split_names]
     assert sums == FROZEN, sums
     again = load_dataset("Colored_Digits")
@@ -95,7 +95,7 @@ def test_columns_and_independence():
 
 def test_the_usual_choices_work():
     s = load_dataset("colored-digits", image_size=16, group="color")
-    assert s.test.shape == (16, 16, 3) and not set(s.test.table.color) & set(s.train.table.color)   # a group that is named is respected
+    assert s.test.image_shape == (16, 16, 3) and not set(s.test.table.color) & set(s.train.table.color)   # a group that is named is respected
     with pytest.raises(ValueError, match="size=64 chooses a file of MedMNIST; 'colored-digits' is none"): load_dataset("colored-digits", size=64)
     with pytest.raises(KeyError, match="no column 'patient'.*Columns: label, digit, color"): load_dataset("colored-digits", group="patient")
 
@@ -126,7 +126,7 @@ def test_an_unofficial_mnist_does_not_hide_behind_its_colours(tmp_path):
     save_mnist(tmp_path)
     with pytest.warns(UserWarning, match="not the official MNIST"): s = load_dataset("colored-mnist", data_dir=tmp_path)
     assert "not the official MNIST" in s.notices[0] and "600 of 1,500 in train, 250 of 250 in test" in s.notices[1]
-    assert (len(s.train), len(s.test), s.train.shape) == (600, 250, (28, 28, 3))
+    assert (len(s.train), len(s.test), s.train.image_shape) == (600, 250, (28, 28, 3))
 
 
 @pytest.mark.filterwarnings("ignore:mnist.npz is not")

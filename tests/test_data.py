@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import http.server
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -17,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medstrat.data import folders, images, named
-from medstrat.data.images import ImageSet, as_images, resize, split
+from medstrat.data.images import ImageSet, as_images, resize
 from medstrat.data.named import list_datasets, load_dataset
+from medstrat.data.splits import split
 
 rng = np.random.RandomState(0)
 
@@ -139,6 +141,69 @@ def test_resize_keeps_constant_images_and_ranges(side, new, value):
     assert y.shape == (2, new, new, 3) and y.dtype == np.float32 and y.min() >= x.min() - 1e-6 and y.max() <= x.max() + 1e-6
 
 
+def layouts(x, folder):
+    "The values of `x` (N×H×W×C) in every layout that an array may have"
+    np.save(folder / "x.npy", x)
+    out = {"mirrored": x[:, :, ::-1].copy()[:, :, ::-1], "reversed": x[::-1].copy()[::-1], "bgr": x[..., ::-1].copy()[..., ::-1], "Fortran": np.asfortranarray(x),
+           "channels first": np.ascontiguousarray(np.moveaxis(x, -1, 1)), "every other": np.repeat(x, 2, 0)[::2], "mapped": np.load(folder / "x.npy", mmap_mode="r"), "read-only": x.copy()}
+    out["read-only"].flags.writeable = False
+    return out | ({"big-endian": x.astype(">f4"), "double": x.astype(">f8")} if x.dtype.kind == "f" else {})
+
+
+@pytest.mark.parametrize("floats", [False, True])
+@pytest.mark.filterwarnings("error")
+def test_every_layout_gives_the_same_images(tmp_path, floats):
+    x = rng.randint(0, 256, (6, 9, 9, 3), np.uint8)
+    x = x / np.float32(256) if floats else x   # no multiples of 1/255
+    want = resize(x, 5)
+    for name, view in layouts(x, tmp_path).items():
+        assert np.array_equal(as_images(view), x), name
+        assert np.array_equal(resize(view, 5), want) and np.array_equal(ImageSet(view).resize(5).images, want), name
+
+
+@pytest.mark.parametrize("size", [None, 4, 23])
+def test_bytes_and_bytes_over_255_give_the_same_values(size):
+    from medstrat import VAESim
+    x = np.concatenate([rng.randint(0, 256, (39, 12, 12), np.uint8), np.arange(144, dtype=np.uint8).reshape(1, 12, 12) + 112])
+    fit = lambda v: VAESim(epochs=1, verbose=False, random_state=0, network="mlp", hidden=(8,), latent_dim=2, n_clusters=2, image_size=size).fit(v).transform(v)
+    want = fit(x)
+    for f in (x / np.float32(255), x / 255, (x / 255).astype(np.float16)): assert np.array_equal(fit(f), want)
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data(), new=st.integers(2, 20))
+def test_an_image_is_resized_the_same_whatever_lies_beside_it(data, new):
+    x = np.stack([rng.randint(0, 256, (9, 9, 1)) / data.draw(st.sampled_from([255, 256, 300])) for _ in range(4)]).astype(np.float32)
+    assert np.array_equal(resize(x, new), np.concatenate([resize(a[None], new) for a in x]))
+
+
+def test_advice_for_deep_images_keeps_every_level():
+    from PIL import Image
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8)
+    pictures = {"I;16": Image.fromarray(ramp.astype(np.uint16)), "I;16B": Image.frombytes("I;16B", (8, 8), ramp.astype(">u2").tobytes()),
+                "I": Image.fromarray(ramp.astype(np.int32)), "F": Image.fromarray(ramp.astype(np.float32))}
+    for mode, picture in pictures.items():
+        assert picture.mode == mode
+        with pytest.raises(TypeError, match=f"Item 1 is a Pillow image of mode {mode}") as e: as_images([Image.new("L", (8, 8)), picture])
+        assert "convert" not in str(e.value)
+        for advice in re.findall(r"numpy\.(?:asarray|clip)\(.*?\) / 65535|numpy\.clip\(.*?, 0, 1\)", str(e.value)):
+            got = as_images([eval(advice, {"numpy": np, "image": picture, "low": 0, "high": 65535})])
+            assert len(np.unique(got)) == 64 and got.max() == 1
+    for x in (ramp.astype(np.uint16), ramp.astype(">u2"), (ramp - 32768).astype(np.int16), ramp.astype(np.int64)):
+        with pytest.raises(TypeError, match="Images of type") as e: as_images(x[None])
+        advice = re.search(r"numpy\.clip\(.*?, 0, 1\)", str(e.value))[0]
+        assert len(np.unique(as_images(eval(advice, {"numpy": np, "x": x[None], "low": int(x.min()), "high": int(x.max())})))) == 64
+    for mode, word in (("1", "'L'"), ("P", "'RGB'"), ("RGBA", "transparency"), ("CMYK", "'RGB'"), ("LA", "transparency")):
+        with pytest.raises(TypeError, match=word): as_images([Image.new(mode, (8, 8))])
+
+
+@pytest.mark.parametrize("value", [np.float32(1.0000001), np.float64(1 + 1e-12), np.float32(-1e-9), np.float32(1.5), np.float16(1.001)])
+def test_a_value_just_outside_is_shown_to_its_last_digit(value):
+    with pytest.raises(ValueError, match="values from") as e: as_images(np.full((1, 4, 4), value))
+    said = re.search("from (.*?) to", str(e.value))[1]
+    assert value.dtype.type(said) == value and said not in ("0", "1")
+
+
 def test_resize_does_not_depend_on_blocks(monkeypatch):
     x = grey(50, 20)
     whole = resize(x, 9)
@@ -229,12 +294,46 @@ def test_a_grouped_split_tears_no_group_apart(groups, seed):
 
 @pytest.mark.parametrize("kw, error, says", [
     ({"test": .6, "val": .4}, ValueError, "sum above 0 and below 1"), ({"test": -.1}, ValueError, "test=-0.1"), ({"test": 0, "val": 0}, ValueError, "above 0"),
-    ({"test": float("nan")}, ValueError, "nan"), ({"group": "patent"}, KeyError, "Did you mean 'patient'"), ({"group": "one"}, ValueError, "1 groups cannot be split"),
-    ({"group": "gaps"}, ValueError, "1 rows have no group"),
+    ({"test": float("nan")}, ValueError, "nan"), ({"group": "patent"}, KeyError, "Did you mean 'patient'"), ({"group": "one"}, ValueError, "1 groups cannot be split.*group=False"),
 ])
 def test_impossible_splits(kw, error, says):
-    s = ImageSet(grey(20), {"label": np.arange(20) % 2, "patient": np.arange(20) // 2, "one": 1, "gaps": [None] + ["a", "b"] * 9 + ["a"]}, target="label")
+    s = ImageSet(grey(20), {"label": np.arange(20) % 2, "patient": np.arange(20) // 2, "one": 1}, target="label")
     with pytest.raises(error, match=says): split(s, **kw)
+
+
+@pytest.mark.parametrize("patient, torn", [
+    (np.arange(200) // 5, 0), ([f"P{i // 4}" for i in range(200)], 0),
+    (np.where(np.arange(200) < 150, np.arange(200) // 3 % 30, np.nan), 0),           # numbers that come again in both classes, and gaps
+    ([None if i % 2 else f"P{i // 10}" for i in range(200)], 0), (["" if i > 50 else f"P{i % 9}" for i in range(200)], 0),
+])
+def test_patients_stay_whole_unasked(save, patient, torn):
+    s = ImageSet(grey(200), {"label": np.arange(200) // 100, "patient": patient, "row": np.arange(200)}, target="label")
+    parts = split(s, seed=3)
+    assert sorted(np.concatenate([getattr(parts, p).column("row") for p in parts.split_names])) == list(range(200))
+    seen = [set(getattr(parts, p).column("patient").replace("", np.nan).dropna()) for p in parts.split_names]
+    assert all(not a & b for i, a in enumerate(seen) for b in seen[:i])
+    assert abs(len(parts.test) - 40) <= 12 and set(parts.test.labels) == set(parts.train.labels) == {0, 1}
+    free = split(s, group=False)
+    assert len(free.test) == 40 and set(free.test.column("patient").dropna()) & set(free.train.column("patient").dropna())
+    named = load_dataset(save("cohort", train_images=s.images, train_labels=s.labels, train_patient=np.array([str(p) for p in patient])))
+    assert not any("more than one part" in n for n in named.notices) and "grouped by patient" in named.notices[0]
+
+
+def test_missing_patients_are_nobody():
+    "Neither NaN nor an empty text binds images together: of 100 images without a patient, 20 can be set aside"
+    for gap in (None, np.nan, "", " "):
+        s = ImageSet(grey(100), {"patient": [gap] * 100})
+        assert abs(len(split(s).test) - 20) <= 2
+    with pytest.raises(ValueError, match="2 groups cannot be split.*group=False"): split(ImageSet(grey(40), {"patient": np.arange(40) % 2}))
+
+
+def test_torn_patients_are_said_where_parts_are_given_or_grouping_is_refused(save):
+    a = arrays(train=30, test=10)
+    path = save("given", **a, train_patient=np.array([f"P{i // 2}" for i in range(30)]), test_patient=np.array(["P0", "P1", "P99", "", "", "", "P98", "P97", "P96", "P1"]))
+    with pytest.warns(UserWarning, match=r"2 of 22 values of 'patient' occur in more than one part \(7 images\)"): s = load_dataset(path)
+    assert len(s.notices) == 1 and len(s.train) == 30   # reported, not repaired
+    path = save("free", **arrays(train=60), train_patient=np.arange(60) // 6)
+    with pytest.warns(UserWarning, match="more than one part"): load_dataset(path, group=False)
 
 
 def test_a_class_too_small_to_be_split():
@@ -252,6 +351,71 @@ def test_the_split_of_digits_is_frozen():
 
 
 FROZEN = ["581f2d0d", "035dc513", "d85b1d16"]  # first digits of the MD5 of the images of train, val, test
+
+
+# ---- scikit-learn
+
+def test_scikit_learn_takes_a_set_as_it_takes_an_array():
+    from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, ShuffleSplit, StratifiedKFold, cross_val_score, train_test_split
+    class Mean(ClassifierMixin, BaseEstimator):   # needs the table, so it fails where a fold is no ImageSet
+        def __init__(self, shift=0.): self.shift = shift
+        def fit(self, X, y=None):
+            assert isinstance(X, ImageSet) and np.array_equal(X.labels, X.images[:, 0, 0, 0])
+            self.classes_ = np.unique(X.labels)
+            return self
+        def predict(self, X): return X.labels + self.shift
+    y = np.arange(60) % 3
+    s = ImageSet(np.broadcast_to(y[:, None, None].astype(np.uint8), (60, 9, 7)), {"label": y, "patient": np.arange(60) // 4}, target="label")
+    assert s.shape == s.images.shape == (60, 9, 7, 1) and s.image_shape == (9, 7, 1)
+    for cv in (KFold(2), StratifiedKFold(5, shuffle=True, random_state=0), GroupKFold(4)):
+        assert sorted(i for _, test in cv.split(s, s.labels, s.column("patient")) for i in test) == list(range(60))
+    assert sum(len(test) for _, test in ShuffleSplit(1, test_size=.5).split(s)) == 30
+    assert (cross_val_score(Mean(), s, s.labels, cv=3) == 1).all() and (cross_val_score(Mean(), s, s.labels, groups=s.column("patient"), cv=GroupKFold(3)) == 1).all()
+    assert GridSearchCV(Mean(), {"shift": [0, 1]}, cv=KFold(4)).fit(s, s.labels).best_params_ == {"shift": 0}
+    a, b, ya, yb = train_test_split(s, y, test_size=15, stratify=y, random_state=1)
+    assert (type(a), len(a), len(b)) == (ImageSet, 45, 15) and np.array_equal(a.labels, ya) and np.array_equal(b.labels, yb)
+    for rows in (np.array(7), np.int8(7), np.array([7]), [7], slice(7, 8), pd.Series(np.arange(60) == 7)): assert s[rows].column("patient").tolist() == [1] and len(s[rows, ...]) == 1
+    for rows in ((1, 2), [[1, 2]], (slice(None), 0)):
+        with pytest.raises(IndexError, match="one index"): s[rows]
+
+
+# ---- identity and target
+
+def test_source_and_checksum_tell_sets_apart(save, tmp_path, monkeypatch):
+    a = arrays(train=40, test=10)
+    one, two = save("xrays", **a), tmp_path / "other" / "xrays.npz"
+    two.parent.mkdir()
+    np.savez(two, **a | {"train_images": a["train_images"][::-1]})
+    x, y = load_dataset(one), load_dataset(two)
+    assert x.name == y.name and x.checksum != y.checksum and x.source == str(one.resolve()) and y.source == str(two.resolve())
+    assert x.checksum == hashlib.sha256(one.read_bytes()).hexdigest() == load_dataset(one, image_size=5, target="label").checksum
+    monkeypatch.chdir(tmp_path)
+    assert load_dataset("xrays.npz").source == x.source
+    d = load_dataset("digits")
+    assert d.source is None and d.checksum == load_dataset("digits", carve_val=True, image_size=9).checksum != load_dataset("colored-digits").checksum
+    bare = split(grey(20))
+    assert (bare.source, bare.checksum) == (None, None)
+
+
+def test_any_column_of_classes_can_be_the_target(save):
+    n = {"train": 30, "test": 12}
+    more = {f"{p}_{k}": v for p, m in n.items() for k, v in {
+        "labels": rng.randint(0, 2, (m, 14)), "scanner": np.array(["B", "A", "C"])[np.arange(m) % 3], "code": 254837009000 + np.arange(m) % 2,
+        "hash": np.uint64(2**63) + np.arange(m, dtype=np.uint64) % np.uint64(2), "age": rng.rand(m) * 90, "gaps": np.where(np.arange(m) < 2, np.nan, 1)}.items()}
+    path = save("many", **{f"{p}_images": grey(m) for p, m in n.items()}, **more)
+    s = load_dataset(path)
+    assert s.train.target is None and sum(c.startswith("label_") for c in s.train.table) == 14
+    for column, classes in (("scanner", {0: "A", 1: "B", 2: "C"}), ("code", {254837009000: "254837009000", 254837009001: "254837009001"}),
+                            ("hash", {0: "9223372036854775808", 1: "9223372036854775809"}), ("label_3", {0: "0", 1: "1"})):
+        t = s.with_target(column)
+        assert t.test.classes == t.train.classes == classes and set(t.test.labels) == set(classes) and load_dataset(path, target=column).test.target == column
+        names = [t.test.classes[c] for c in t.test.labels]
+        assert names == [str(v) for v in s.test.column(column)] and s.train.target is None and (t.source, t.checksum) == (s.source, s.checksum)
+    for column, error, says in (("age", TypeError, "pandas.cut"), ("gaps", ValueError, "no value for 4 of 42"), ("scaner", KeyError, "Did you mean 'scanner'")):
+        with pytest.raises(error, match=says): s.with_target(column)
+    fresh = load_dataset(save("alone", **{k: v for k, v in more.items() if "scanner" in k and "train" in k}, train_images=grey(30)), target="scanner")
+    assert "stratified by label" in fresh.notices[0] and np.bincount(fresh.test.labels).tolist() == [2, 2, 2]
 
 
 # ---- files

@@ -42,7 +42,7 @@ def her2(tmp_path):
 def test_columns_and_images(her2):
     folder, means = her2
     s = read_her2(folder, image_size=12)
-    assert (len(s), s.shape, s.images.dtype, s.target) == (36, (12, 12, 3), np.uint8, "label") and s.classes == {0: "HER2 1", 1: "HER2 2", 2: "HER2 3"}
+    assert (len(s), s.image_shape, s.images.dtype, s.target) == (36, (12, 12, 3), np.uint8, "label") and s.classes == {0: "HER2 1", 1: "HER2 2", 2: "HER2 3"}
     assert list(s.table) == ["label", "scanner", "score", "patch", "slide"] and s.table.score.dtype == float
     assert s.table.scanner.value_counts().to_dict() == {"FD": 12, "H": 12, "ND": 12} and all(isinstance(v, str) for v in s.table.scanner)
     for image, row in zip(s.images, s.table.itertuples(), strict=True):
@@ -51,7 +51,7 @@ def test_columns_and_images(her2):
         original = Image.open(folder / f"class{row.label + 1}" / f"{row.patch}_{code}.jpg")
         assert np.array_equal(image, np.asarray(original.resize((12, 12), Image.Resampling.BILINEAR)))
         assert abs(image.mean() - np.asarray(original).mean()) < 3   # no black bars
-    assert read_her2(folder).shape == (128, 128, 3)
+    assert read_her2(folder).image_shape == (128, 128, 3)
 
 
 def test_other_endings_folder_names_and_modes(tmp_path):

@@ -55,22 +55,46 @@ def _blocks(x:np.ndarray, pixels:int=2**22):
     step = max(1, pixels // max(1, int(np.prod(x.shape[1:]))))
     return (slice(i, min(i + step, len(x))) for i in range(0, len(x), step))
 
+# %% ../../nbs/00_data/00_arrays.ipynb #f4e87c20
+def _steps(x:np.ndarray) -> tuple: # (k = 255·x rounded, as float32; does image i consist of values k/255 alone?)
+    "The bytes that floats may once have been"
+    k = np.rint(np.asarray(x, np.float32) * np.float32(255))
+    kind = np.float16 if x.dtype.itemsize == 2 else np.float32
+    return k, ((k / np.float32(255)).astype(kind) == x.astype(kind)).all(axis=(1, 2, 3))
+
+def _from_half(x:np.ndarray) -> np.ndarray:
+    "float16 as float32; images which are bytes/255 get the exact values back"
+    out = np.empty(x.shape, np.float32)
+    for s in _blocks(x):
+        k, bytes_ = _steps(x[s])
+        out[s] = np.where(bytes_[:, None, None, None], k / np.float32(255), x[s])
+    return out
+
 # %% ../../nbs/00_data/00_arrays.ipynb #ad749db7
+def _short(v) -> str:
+    "A number in few digits, but in as many as tell it from its neighbours"
+    return f"{v:g}" if v.dtype.type(f"{v:g}") == v else str(v)
+
+def _other_type(x:np.ndarray) -> str:
+    "What to do with images that are neither bytes nor floats"
+    if x.dtype.kind == "b": return "Masks: x.astype('uint8') * 255."
+    return ("Values that already lie in 0…255: x.astype('uint8'). The full range of 16 bits: x.astype('float32') / 65535. Others (CT units, 12-bit scanners, …): "
+            "numpy.clip((x.astype('float32') - low) / (high - low), 0, 1), with the same low and high for all images.")
+
 def _checked(x:np.ndarray) -> np.ndarray:
     "uint8 as it is, floating point within [0, 1] as float32; TypeError for other types, ValueError for other values"
     if x.dtype == np.uint8: return x
     if x.dtype.kind != "f": raise TypeError(
-        f"Images of type {x.dtype} were given. Needed: uint8 in 0…255, or floats in [0, 1]. Values that already lie in 0…255: "
-        "x.astype('uint8'). Others (CT units, 16-bit files, …): (x - low) / (high - low), with the same low and high for all images.")
+        f"Images of type {x.dtype} were given. Needed: uint8 in 0…255, or floats in [0, 1]. {_other_type(x)}")
     for s in _blocks(x):
         low, high = x[s].min(axis=(1, 2, 3)), x[s].max(axis=(1, 2, 3))
         odd = np.flatnonzero(~(np.isfinite(low) & np.isfinite(high)))
         if len(odd): raise ValueError(f"Image {s.start + odd[0]} holds NaN or infinite values. Repair or leave out such images first.")
         far = np.flatnonzero((low < 0) | (high > 1))
         if len(far): raise ValueError(
-            f"Image {s.start + far[0]} has values from {low[far[0]]:g} to {high[far[0]]:g}; floats must lie in [0, 1]. "
-            "Divide 0…255 by 255, undo a standardisation, or clip.")
-    return x.astype(np.float32, copy=False)
+            f"Image {s.start + far[0]} has values from {_short(low[far[0]])} to {_short(high[far[0]])}; floats must lie in [0, 1]. "
+            "Divide 0…255 by 255, undo a standardisation, or, after mere rounding, numpy.clip(x, 0, 1).")
+    return _from_half(x) if x.dtype.itemsize == 2 else x.astype(np.float32, copy=False)
 
 # %% ../../nbs/00_data/00_arrays.ipynb #e3a3e890
 def _to_numpy(x) -> np.ndarray:
@@ -89,12 +113,19 @@ def _image_part(item, i:int):
     raise KeyError(f"Item {i} is a dictionary without 'image'; it has: {', '.join(map(str, item))}.")
 
 # %% ../../nbs/00_data/00_arrays.ipynb #7f213d88
+def _other_mode(mode:str) -> str:
+    "What to do with a Pillow image of another mode, so that nothing of the picture is lost"
+    if mode[0] not in "IF": return f"Use image.convert('{'L' if mode == '1' else 'RGB'}')." + (
+        " It drops the transparency: paste the image on a background first, if it has any." if mode[-1] in "Aa" else "")
+    return ("Its values go beyond 0…255. As floats: numpy.asarray(image, 'float32') / 65535 for the full range of 16 bits, or "
+            "numpy.clip((numpy.asarray(image, 'float32') - low) / (high - low), 0, 1), with the same low and high for all images.")
+
 def _item_image(item, i:int) -> np.ndarray:
     "Item `i` of a dataset as an image H×W×C"
     item = _image_part(item, i)
     mode = getattr(item, "mode", None)
     if isinstance(mode, str) and mode not in ("L", "RGB"): raise TypeError(
-        f"Item {i} is a Pillow image of mode {mode}; needed: L or RGB. Use image.convert('L') or image.convert('RGB').")
+        f"Item {i} is a Pillow image of mode {mode}; needed: L or RGB. {_other_mode(mode)}")
     x = _to_numpy(item)
     if x.ndim not in (2, 3): raise ValueError(
         f"Item {i} should be an image (H×W, H×W×C or C×H×W), a pair (image, …) or a dictionary with 'image'; got shape {x.shape}.")
@@ -132,14 +163,17 @@ def resize(
     images,   # whatever `as_images` takes
     size:int, # side of the new, square images, in pixels (at least 2)
 ) -> np.ndarray: # N×size×size×C, of the same type as the images given
-    "Resize to size×size: bilinear, antialiased; uint8 is rounded and stays uint8. ValueError for an impossible size"
+    "Resize to size×size: bilinear, antialiased; uint8 is rounded and stays uint8, and floats k/255 are rounded to such floats. ValueError for an impossible size"
     import torch
     x = as_images(images)
     if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 2: raise ValueError(
         f"size={size!r} was given; needed: the side of the new images in pixels, a whole number of at least 2.")
     out = np.empty((len(x), size, size, x.shape[-1]), x.dtype)
     for s in _blocks(x):
-        block = torch.tensor(x[s]).permute(0, 3, 1, 2).float()
+        k, bytes_ = (x[s], np.ones(len(x[s]), bool)) if x.dtype == np.uint8 else _steps(x[s])
+        rows = bytes_[:, None, None, None]
+        block = torch.from_numpy(np.array(np.where(rows, k, x[s]), np.float32, order="C")).permute(0, 3, 1, 2)
         new = torch.nn.functional.interpolate(block, size=(int(size), int(size)), mode="bilinear", antialias=True).permute(0, 2, 3, 1).numpy()
-        out[s] = np.clip(np.rint(new), 0, 255) if x.dtype == np.uint8 else np.clip(new, 0, 1)
+        rounded = np.clip(np.rint(new), 0, 255)
+        out[s] = rounded if x.dtype == np.uint8 else np.where(rows, rounded / np.float32(255), np.clip(new, 0, 1))
     return out

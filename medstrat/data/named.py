@@ -6,10 +6,12 @@
 __all__ = ['SIZES', 'medmnist_info', 'load_dataset', 'list_datasets']
 
 # %% ../../nbs/00_data/01_named.ipynb #139e08da
+import hashlib
 import importlib.util
 import os
 import zipfile
 import zlib
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,7 +33,8 @@ from medstrat.data.folders import (
     data_folders,
     read_npz,
 )
-from .images import ImageSet, Splits, split
+from .images import ImageSet
+from .splits import Splits, _groups, _with_target, group_column, split
 
 SIZES = (28, 64, 128, 224)  # MedMNIST's, in pixels a side
 
@@ -101,21 +104,24 @@ def _locate(flag:str, size:int, data_dir, download:bool) -> Path:
 
 # %% ../../nbs/00_data/01_named.ipynb #f4b6b6ed
 def _torn(sets:dict, group:str) -> list: # notices
-    "Say so when values of the column `group` occur in more than one of the given parts"
-    values = [set(s.column(group).unique()) for s in sets.values() if s is not None]
-    torn = {v for i, a in enumerate(values) for b in values[i+1:] for v in a & b}
-    return [f"{len(torn)} of {len(set.union(*values))} values of {group!r} occur in more than one part of the split as given."] if torn else []
+    "Say so when values of the column `group` occur in more than one part"
+    parts = [s.column(group) for s in sets.values() if s is not None]
+    seen = pd.crosstab(_groups(pd.concat(parts)), np.repeat(np.arange(len(parts)), list(map(len, parts))))
+    torn = (seen > 0).sum(axis=1) > 1
+    return [f"{torn.sum()} of {len(torn)} values of {group!r} occur in more than one part ({seen[torn].to_numpy().sum()} images): "
+            "scores on parts that share them say little about new ones."] if torn.any() else []
 
 # %% ../../nbs/00_data/01_named.ipynb #a6b11c20
 def _complete(name:str, sets:dict, group, carve_val:bool, notices:list) -> Splits:
     "Make the parts that are missing: `test` always, `val` on request; parts that are given stay as they are"
-    if group is not None: notices += [_notice(f"{name}: {t}") for t in _torn(sets, group)]
+    group, patient = (group_column(sets["train"], g) for g in (group, None))
     how = f", grouped by {group}" if group is not None else ", stratified by label" if sets["train"].target else ""
     for part, share, wanted in (("test", .2, True), ("val", .1, carve_val)):
         if sets[part] is None and wanted:
-            made = split(sets["train"], group=group, **{"test": 0, "val": 0, part: share})
+            made = split(sets["train"], group=group or False, **{"test": 0, "val": 0, part: share})
             sets |= {"train": made.train, part: getattr(made, part)}
             notices.append(f"{name} comes without a {part} split: a fixed {share:.0%} of its training images was set aside{how}.")
+    if watched := group or patient: notices += [_notice(f"{name}: {t}") for t in _torn(sets, watched)]
     return Splits(name, sets["train"], sets["val"], sets["test"], tuple(notices))
 
 # %% ../../nbs/00_data/01_named.ipynb #d1bf788a
@@ -140,23 +146,35 @@ def _digits() -> ImageSet:
     return ImageSet(np.rint(d.images * (255 / 16)).astype(np.uint8), {"label": d.target}, target="label", name="digits")
 
 # %% ../../nbs/00_data/01_named.ipynb #1bb967b4
-def _parts(kind:str, source, size:int, image_size, data_dir, download:bool) -> tuple: # (title, {part: ImageSet or None}, [notices], group or None)
+def _parts(kind:str, source, size:int, image_size, data_dir, download:bool) -> tuple: # (title, {part: ImageSet or None}, [notices], group or None, file or folder or None)
     "The parts of a resolved set as they come"
-    if kind == "digits": return kind, {"train": _digits(), "val": None, "test": None}, [], None
+    if kind == "digits": return kind, {"train": _digits(), "val": None, "test": None}, [], None, None
     if kind in COLORED:
         gray = COLORED[kind].source
-        _, sets, notices, _ = _parts(gray, gray, 28, None, data_dir, download)
+        _, sets, notices, *_ = _parts(gray, gray, 28, None, data_dir, download)
         sets, how = colored_sets(kind, sets)
-        return kind, sets, notices + how, COLORED[kind].group
+        return kind, sets, notices + how, COLORED[kind].group, None
     if kind in COLLECTIONS:
         title, images, notices = _read(kind, source, image_size)
-        return title, {"train": images, "val": None, "test": None}, notices, COLLECTIONS[kind].group
+        return title, {"train": images, "val": None, "test": None}, notices, COLLECTIONS[kind].group, Path(source)
     path = source if kind == "file" else _locate(source, size, data_dir, download)
     flag = _flags().get(plain(path.stem), (None,))[0]
     title, sets = path.stem if kind == "file" else source + _suffix(size), read_npz(path, **(_class_or_task_names(flag) if flag else {}))
-    side = sets["train"].shape[0]
+    side = sets["train"].image_shape[0]
     if kind == "medmnist" and side != size: raise ValueError(f"{path.name} holds images of {side} pixels; by its name they should have {size}.")
-    return title, sets, _unofficial(path, sets), None
+    return title, sets, _unofficial(path, sets), None, path
+
+# %% ../../nbs/00_data/01_named.ipynb #94745898
+def _checksum(sets:dict, source) -> str: # SHA-256, 64 hexadecimal digits
+    "Checksum of a file, or else (embedded, made, or from a folder) of the images and tables of all parts"
+    if source is not None and source.is_file():
+        with open(source, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
+    total = hashlib.sha256()
+    for part, s in sets.items():
+        if s is None: continue
+        total.update(f"{part} {s.shape} {s.images.dtype} {s.target}\n{s.table.to_csv(index=False)}".encode())
+        total.update(np.ascontiguousarray(s.images))
+    return total.hexdigest()
 
 # %% ../../nbs/00_data/01_named.ipynb #d1d5b336
 def load_dataset(
@@ -166,16 +184,20 @@ def load_dataset(
     image_size:int=None,   # resize to this side, in pixels; None: as stored
     data_dir=None,         # data folder; None: MEDSTRAT_DATA, then the platform's cache folder
     download:bool=True,    # fetch a missing file, with checksum and progress
-    group:str=None,        # column that a split made here must not tear apart, e.g. "patient"; None: that of the set, if it names one (`brats`: patient, `her2`: patch)
+    group=None,            # column that a split made here must not tear apart; None: that of the set (`her2`: patch), else `patient`, if there is one; False: none
+    target:str=None,       # column to use as the label instead; text is coded in sorted order
     carve_val:bool=False,  # where there is no validation split: set aside a tenth of train
 ) -> Splits: # parts that do not exist are None; `notices` tell what differs from the published set
     "Load a named set. ValueError: unknown name or unusable file; FileNotFoundError: nothing on disk and no download"
     if size not in SIZES: raise ValueError(f"size={size!r} was given; MedMNIST has {SIZES}. For other sizes: image_size={size!r}.")
     kind, source, size = _resolve(name, size, data_dir)
     if size != 28 and kind != "medmnist": raise ValueError(f"size={size} chooses a file of MedMNIST; {name!r} is none. To resize: image_size={size}.")
-    title, sets, notices, own = _parts(kind, source, size, image_size, data_dir, download)
+    title, sets, notices, own, path = _parts(kind, source, size, image_size, data_dir, download)
+    checksum = _checksum(sets, path)
+    if image_size is not None: sets = {p: s and s.resize(image_size) for p, s in sets.items()}
+    if target is not None: sets = _with_target(sets, target)
     splits = _complete(title, sets, own if group is None else group, carve_val, notices)
-    return splits if image_size is None else splits.resize(image_size)
+    return replace(splits, source=path and str(path.expanduser().resolve()), checksum=checksum)
 
 # %% ../../nbs/00_data/01_named.ipynb #8b435fe7
 def _shapes(path:Path) -> dict: # {key: shape}
