@@ -19,12 +19,12 @@ from medstrat.evaluation.metrics import (
     Encoded,
     StatisticalMapping,
     bootstrap_interval,
-    evaluate,
     knn_predict,
     one_to_one,
     paper_probe_predict,
     probe_predict,
 )
+from medstrat.evaluation.protocol import evaluate
 
 
 def embeddings():

@@ -33,13 +33,13 @@ from medstrat.evaluation.metrics import (
     StatisticalMapping,
     bootstrap_interval,
     classification_scores,
-    evaluate,
     join,
     knn_predict,
     one_to_one,
     paper_probe_predict,
     probe_predict,
 )
+from medstrat.evaluation.protocol import evaluate
 
 
 def make(n, d=6, classes=3, clusters=5, seed=0, shift=2.0):

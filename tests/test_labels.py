@@ -23,7 +23,8 @@ from medstrat.evaluation.labels import (
     plot_label_efficiency,
     summarise_label_efficiency,
 )
-from medstrat.evaluation.metrics import Encoded, evaluate
+from medstrat.evaluation.metrics import Encoded
+from medstrat.evaluation.protocol import evaluate
 from medstrat.runs import finish, read_label_efficiency, read_runs, start_run
 
 SMALL = dict(n_clusters=3, image_size=16, epochs=1, batch_size=20, channels=[4, 8], latent_dim=4, verbose=False)
@@ -84,7 +85,7 @@ def test_columns_rows_and_order(curve):
 @pytest.mark.parametrize("on", ["test", "val", "val+test"])
 @pytest.mark.parametrize("classes", [2, 5])
 def test_with_all_labels_it_is_the_probe_of_evaluate(on, classes):
-    from medstrat.evaluation.metrics import _scored
+    from medstrat.evaluation.protocol import _scored
     splits = {s: make(n, classes=classes, seed=i, shift=.7) for i, (s, n) in enumerate(dict(train=300, val=70, test=90).items())}
     m = evaluate(splits, n_clusters=1, on=on).metrics
     last = label_efficiency(splits["train"], _scored(splits, on), fractions=[1]).iloc[-1]
