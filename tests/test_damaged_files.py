@@ -154,7 +154,7 @@ def test_things_that_are_no_npz(tmp_path):
     np.savez(tmp_path / "objects.npz", **arrays | {"train_age": np.array([None] * 40)})
     np.savez(tmp_path / "records.npz", **arrays | {"train_age": np.zeros(40, [("a", int)])})
     with zipfile.ZipFile(tmp_path / "lzma.npz", "w", zipfile.ZIP_LZMA) as z: z.writestr("train_images.npy", b"x" * 1000)
-    for name, says in dict(empty="truncated", nothing="no array train_images", twice="one name", nested="no arrays", objects="Python objects", records="records", lzma="another method").items():
+    for name, says in dict(empty="truncated", nothing="incomplete", twice="one name", nested="no arrays", objects="Python objects", records="records", lzma="another method").items():
         with pytest.raises(ValueError, match=says) as e: load_dataset(tmp_path / f"{name}.npz")
         assert f"{name}.npz" in str(e.value)
     with pytest.raises((ValueError, FileNotFoundError), match="folder.npz"): load_dataset(tmp_path / "folder.npz")

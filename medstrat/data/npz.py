@@ -32,7 +32,8 @@ def _members(z:zipfile.ZipFile, path:Path) -> dict: # {key: ZipInfo}
     with open(path, "rb") as f:
         f.seek(packed - 22 - len(z.comment))
         end = f.read(22)
-    if end[:4] != b"PK\5\6" or int.from_bytes(end[10:12], "little") not in (len(infos), 0xFFFF): raise zipfile.BadZipFile("the list of its arrays is incomplete")
+    counted = end[:4] == b"PK\5\6" and int.from_bytes(end[10:12], "little") in (len(infos), 0xFFFF)
+    if not counted or min((i.header_offset for i in infos), default=-1) != 0: raise zipfile.BadZipFile("the list of its arrays is incomplete")
     found = {i.filename.removesuffix(".npy"): i for i in infos}
     if len(found) < len(infos): raise zipfile.BadZipFile("two of its arrays have one name")
     if odd := [k for k, i in found.items() if i.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)]: raise zipfile.BadZipFile(
