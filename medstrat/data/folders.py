@@ -17,6 +17,7 @@ import pandas as pd
 from .arrays import plain
 from .images import ImageSet
 from .npz import _arrays, _gunzip
+from .splits import _with_target
 
 # %% ../../nbs/00_data/01_folders.ipynb #621d8de0
 def data_folders(
@@ -47,9 +48,11 @@ def _columns(arrays:dict, part:str, n:int, tasks, source:str) -> tuple: # (DataF
         if a.ndim not in (1, 2) or len(a) != n: raise ValueError(
             f"{source}: {key} has shape {a.shape}, but there are {n} {part}_images; needed: ({n},) or ({n}, 1).")
         name = "label" if name == "labels" else name
+        if a.dtype.kind == "S": a = np.char.decode(a, "utf-8", "replace")
         if a.ndim == 1 or a.shape[1] == 1:
             columns[name] = a.ravel()
-            if name == "label": target = name
+            numbered = a.dtype.kind in "ifb" or a.dtype.kind == "u" and (a < 2**63).all()  # else: text, or hashes
+            if name == "label" and numbered: target = name
         else:
             names = tasks if name == "label" and tasks and len(tasks) == a.shape[1] else [f"{name}_{i}" for i in range(a.shape[1])]
             columns |= {t: a[:, i] for i, t in enumerate(names)}
@@ -85,7 +88,7 @@ def read_npz(
             table, target = _columns(arrays, part, len(images) if images.ndim else 0, tasks, path.name)
             sets[part] = ImageSet(images, table, target=target, name=path.stem, classes=classes if target else None)
         except (TypeError, ValueError) as e: raise type(e)(f"{path.name}, {part}_images: {e}") from e
-    return sets
+    return _with_target(sets, "label") if any(s is not None and s.target is None and "label" in s.table for s in sets.values()) else sets
 
 # %% ../../nbs/00_data/01_folders.ipynb #38bcc8c4
 def _file_md5(path:Path) -> str:

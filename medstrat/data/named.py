@@ -137,14 +137,13 @@ def _unofficial(path:Path, sets:dict) -> list: # notices
             f"{path.name} is not the official MNIST (its images or labels differ from the original files); it is used as it is.")]
     return []
 
-# %% ../../nbs/00_data/01_named.ipynb #661c763d
+# %% ../../nbs/00_data/01_named.ipynb #1bb967b4
 def _digits() -> ImageSet:
     "scikit-learn's 1,797 digits of 8×8 pixels; their gray values 0…16 spread over 0…255"
     from sklearn.datasets import load_digits
     d = load_digits()
     return ImageSet(np.rint(d.images * (255 / 16)).astype(np.uint8), {"label": d.target}, target="label", name="digits")
 
-# %% ../../nbs/00_data/01_named.ipynb #1bb967b4
 def _parts(kind:str, source, size:int, image_size, data_dir, download:bool) -> tuple: # (title, {part: ImageSet or None}, [notices], group or None, file or folder or None)
     "The parts of a resolved set as they come"
     if kind == "digits": return kind, {"train": _digits(), "val": None, "test": None}, [], None, None
