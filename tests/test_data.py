@@ -418,6 +418,37 @@ def test_any_column_of_classes_can_be_the_target(save):
     assert "stratified by label" in fresh.notices[0] and np.bincount(fresh.test.labels).tolist() == [2, 2, 2]
 
 
+@pytest.mark.parametrize("labels, codes, classes", [
+    (254837009000 + np.arange(40) % 2, None, None), (np.arange(40) % 3 - 1, None, None), ((np.arange(40) % 2).astype(float), None, None), (np.arange(40) % 2 == 0, None, None),
+    (np.uint64(2**63) + np.arange(40, dtype=np.uint64) % np.uint64(2), np.arange(40) % 2, {0: str(2**63), 1: str(2**63 + 1)}),
+    (np.array(["sick", "well"])[np.arange(40) % 2], np.arange(40) % 2, {0: "sick", 1: "well"}), (np.array([b"sick", b"well"])[np.arange(40) % 2], np.arange(40) % 2, {0: "sick", 1: "well"}),
+])
+def test_labels_are_kept_or_coded_with_their_names(save, labels, codes, classes):
+    codes = labels if codes is None else codes
+    s = load_dataset(save("odd", train_images=grey(40), train_labels=labels, test_images=grey(40), test_labels=labels))
+    assert np.array_equal(s.train.labels, codes) and np.array_equal(s.test.labels, codes) and s.train.labels.dtype == np.int64
+    assert s.test.classes == (classes or {int(c): str(int(c)) for c in np.unique(codes)})
+    assert s.describe()["count"].to_numpy().sum() == 80 and s.train.show(n=2)
+
+
+@pytest.mark.parametrize("labels, says", [(np.full(40, np.nan), "whole numbers"), (np.full(40, 1e300), "whole numbers"), (np.array(["a", ""] * 20), "no value for 20 of 40")])
+def test_labels_that_are_none(save, labels, says):
+    with pytest.raises((ValueError, TypeError), match=says): load_dataset(save("odd", train_images=grey(40), train_labels=labels))
+
+
+def test_large_numbers_in_a_column_are_not_altered(save):
+    big = np.uint64(2**63) + np.arange(30, dtype=np.uint64)
+    s = load_dataset(save("hashes", train_images=grey(30), train_accession=big, test_images=grey(30), test_accession=big))
+    assert s.train.target is None and s.test.column("accession").dtype == np.uint64 and np.array_equal(s.test.column("accession"), big)
+
+
+def test_parts_of_two_sizes_need_one(save):
+    path = save("sizes", **arrays(12, train=20), **arrays(16, test=8))
+    with pytest.raises(ValueError, match="differ in channels, size or label.*image_size="): load_dataset(path)
+    s = load_dataset(path, image_size=10)
+    assert s.train.image_shape == s.test.image_shape == (10, 10, 1) and len(s.test) == 8
+
+
 # ---- files
 
 def test_named_files_and_paths(save, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@
 __all__ = ['MODALITIES', 'GRADES', 'FENCE', 'read_brats']
 
 # %% ../../nbs/00_data/01_local_brats.ipynb #c57870f2
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pandas as pd
 from .arrays import did_you_mean
 from .folders import _check_side, _each, _folder, _holds, _notice, _square, _visible
 from .images import ImageSet
+from .npz import _gunzip
 
 # %% ../../nbs/00_data/01_local_brats.ipynb #9479b835
 MODALITIES = ("t1", "t1ce", "t2", "flair")  # of BraTS, in the order in which they are read
@@ -53,15 +55,13 @@ def _brats_patients(folder, modalities) -> tuple: # ([(label, folder of the pati
 # %% ../../nbs/00_data/01_local_brats.ipynb #5046d5f4
 def _volume(path:Path) -> np.ndarray: # X×Y×Z: left to right, back to front, bottom to top
     "Read a NIfTI volume; ValueError naming the file when it is damaged, no volume, or holds NaN"
-    import gzip
-    import zlib
-
     import nibabel as nib
     try:
-        raw = path.read_bytes()
-        if path.suffix == ".gz": raw = gzip.decompress(raw)  # to its end, where the checksum is; nibabel by itself stops before
-        v = np.asanyarray(nib.as_closest_canonical(nib.Nifti1Image.from_bytes(raw)).dataobj)
-    except (nib.filebasedimages.ImageFileError, nib.wrapstruct.WrapStructError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, zlib.error) as e:
+        raw = _gunzip(path) if path.suffix == ".gz" else path.read_bytes()  # to its end, where the checksum is; nibabel by itself stops before
+        image = nib.Nifti1Image.from_bytes(raw)
+        if math.prod(image.shape) * image.get_data_dtype().itemsize > len(raw): raise ValueError(f"its header promises {image.shape} voxels, more than it holds")
+        v = np.asanyarray(nib.as_closest_canonical(image).dataobj)
+    except Exception as e: # damage shows in errors of any class
         raise ValueError(f"{path} cannot be read as NIfTI ({type(e).__name__}: {e}). Copy or unpack it again.") from e
     if v.ndim != 3: raise ValueError(f"{path} has shape {v.shape}; needed: one volume with three axes.")
     if v.dtype.kind == "f" and not np.isfinite(v).all(): raise ValueError(f"{path} holds NaN or infinite values.")

@@ -9,8 +9,6 @@ __all__ = ['MNIST_MD5', 'data_folders', 'read_npz']
 import hashlib
 import os
 import warnings
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,8 @@ import pandas as pd
 
 from .arrays import plain
 from .images import ImageSet
+from .npz import _arrays, _gunzip
+from .splits import _with_target
 
 # %% ../../nbs/00_data/01_folders.ipynb #621d8de0
 def data_folders(
@@ -34,25 +34,8 @@ def _files(data_dir=None) -> dict: # {plain name: path}
     "All .npz files in the data folders; of two with the same name, the first found"
     found = {}
     for folder in data_folders(data_dir):
-        for path in sorted(folder.glob("*.npz")): found.setdefault(plain(path.stem), path)
+        for path in sorted(p for p in folder.glob("*.npz") if p.is_file()): found.setdefault(plain(path.stem), path)
     return found
-
-# %% ../../nbs/00_data/01_folders.ipynb #14d16a28
-def _arrays(path:Path) -> dict: # {key: ndarray}
-    "The arrays of an npz file; FileNotFoundError when it is absent, ValueError when it is no npz, truncated, damaged, or holds objects"
-    if not path.is_file(): raise FileNotFoundError(f"There is no file {path}.")
-    size = f"{path.stat().st_size:,} bytes"
-    if not zipfile.is_zipfile(path): raise ValueError(
-        f"{path} ({size}) is no npz file, or is truncated: its end is missing. Copy or download it again.")
-    try:
-        with np.load(path, allow_pickle=False) as z: arrays = {k: z[k] for k in z.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as e:
-        if "pickle" in str(e): raise ValueError(
-            f"{path} holds arrays of Python objects (dtype object), which are never loaded. Save plain numbers or text.") from e
-        raise ValueError(f"{path} ({size}) is damaged ({e}). Copy or download it again.") from e
-    foreign = [k for k, a in arrays.items() if not isinstance(a, np.ndarray)]
-    if foreign: raise ValueError(f"{path} is a zip file but no npz: {', '.join(foreign[:5])} are no arrays.")
-    return arrays
 
 # %% ../../nbs/00_data/01_folders.ipynb #fbfbd196
 def _columns(arrays:dict, part:str, n:int, tasks, source:str) -> tuple: # (DataFrame, target or None)
@@ -65,9 +48,11 @@ def _columns(arrays:dict, part:str, n:int, tasks, source:str) -> tuple: # (DataF
         if a.ndim not in (1, 2) or len(a) != n: raise ValueError(
             f"{source}: {key} has shape {a.shape}, but there are {n} {part}_images; needed: ({n},) or ({n}, 1).")
         name = "label" if name == "labels" else name
+        if a.dtype.kind == "S": a = np.char.decode(a, "utf-8", "replace")
         if a.ndim == 1 or a.shape[1] == 1:
             columns[name] = a.ravel()
-            if name == "label": target = name
+            numbered = a.dtype.kind in "ifb" or a.dtype.kind == "u" and (a < 2**63).all()  # else: text, or hashes
+            if name == "label" and numbered: target = name
         else:
             names = tasks if name == "label" and tasks and len(tasks) == a.shape[1] else [f"{name}_{i}" for i in range(a.shape[1])]
             columns |= {t: a[:, i] for i, t in enumerate(names)}
@@ -103,7 +88,7 @@ def read_npz(
             table, target = _columns(arrays, part, len(images) if images.ndim else 0, tasks, path.name)
             sets[part] = ImageSet(images, table, target=target, name=path.stem, classes=classes if target else None)
         except (TypeError, ValueError) as e: raise type(e)(f"{path.name}, {part}_images: {e}") from e
-    return sets
+    return _with_target(sets, "label") if any(s is not None and s.target is None and "label" in s.table for s in sets.values()) else sets
 
 # %% ../../nbs/00_data/01_folders.ipynb #38bcc8c4
 def _file_md5(path:Path) -> str:
@@ -145,7 +130,6 @@ def _fetch(url:str, md5:str, file:str, folder:Path) -> Path:
 # %% ../../nbs/00_data/01_folders.ipynb #60cfd7c5
 def _fetch_mnist(folder:Path) -> Path:
     "Download MNIST from torchvision's mirrors and write mnist.npz in MedMNIST's key order"
-    import gzip
     import tempfile
 
     from torchvision.datasets import MNIST
@@ -156,7 +140,7 @@ def _fetch_mnist(folder:Path) -> Path:
                 try: path = _fetch(mirror + file, md5, file, Path(tmp)); break
                 except (OSError, ValueError):
                     if i + 1 == len(MNIST.mirrors): raise
-            raw, axes = gzip.decompress(path.read_bytes()), 3 if key.endswith("images") else 1
+            raw, axes = _gunzip(path), 3 if key.endswith("images") else 1
             shape = np.frombuffer(raw, ">i4", count=axes, offset=4)
             arrays[key] = np.frombuffer(raw, np.uint8, offset=4 + 4*axes).reshape(*shape) if axes == 3 else np.frombuffer(raw, np.uint8, offset=8)[:, None]
         np.savez_compressed(Path(tmp)/"mnist.npz", **arrays)

@@ -9,8 +9,6 @@ __all__ = ['SIZES', 'medmnist_info', 'load_dataset', 'list_datasets']
 import hashlib
 import importlib.util
 import os
-import zipfile
-import zlib
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +32,7 @@ from medstrat.data.folders import (
     read_npz,
 )
 from .images import ImageSet
+from .npz import _array, _npz, _shapes
 from .splits import Splits, _groups, _with_target, group_column, split
 
 SIZES = (28, 64, 128, 224)  # MedMNIST's, in pixels a side
@@ -138,14 +137,13 @@ def _unofficial(path:Path, sets:dict) -> list: # notices
             f"{path.name} is not the official MNIST (its images or labels differ from the original files); it is used as it is.")]
     return []
 
-# %% ../../nbs/00_data/01_named.ipynb #661c763d
+# %% ../../nbs/00_data/01_named.ipynb #1bb967b4
 def _digits() -> ImageSet:
     "scikit-learn's 1,797 digits of 8×8 pixels; their gray values 0…16 spread over 0…255"
     from sklearn.datasets import load_digits
     d = load_digits()
     return ImageSet(np.rint(d.images * (255 / 16)).astype(np.uint8), {"label": d.target}, target="label", name="digits")
 
-# %% ../../nbs/00_data/01_named.ipynb #1bb967b4
 def _parts(kind:str, source, size:int, image_size, data_dir, download:bool) -> tuple: # (title, {part: ImageSet or None}, [notices], group or None, file or folder or None)
     "The parts of a resolved set as they come"
     if kind == "digits": return kind, {"train": _digits(), "val": None, "test": None}, [], None, None
@@ -199,27 +197,16 @@ def load_dataset(
     splits = _complete(title, sets, own if group is None else group, carve_val, notices)
     return replace(splits, source=path and str(path.expanduser().resolve()), checksum=checksum)
 
-# %% ../../nbs/00_data/01_named.ipynb #8b435fe7
-def _shapes(path:Path) -> dict: # {key: shape}
-    "Shapes of the arrays of an npz, from their headers alone"
-    with zipfile.ZipFile(path) as z:
-        out = {}
-        for member in z.namelist():
-            with z.open(member) as f:
-                header = np.lib.format.read_array_header_1_0 if np.lib.format.read_magic(f) == (1, 0) else np.lib.format.read_array_header_2_0
-                out[member.removesuffix(".npy")] = header(f)[0]
-    return out
-
 # %% ../../nbs/00_data/01_named.ipynb #3feb832f
 def _file_row(path:Path) -> dict:
     "What `list_datasets` says about one file"
     try:
         shapes = {k: s for k, s in _shapes(path).items() if k.endswith("_images")}
         shape = shapes["train_images"]
-        with np.load(path, allow_pickle=False) as z: classes = len(np.unique(z["train_labels"])) if "train_labels" in z.files else 0
+        with _npz(path) as (z, found): classes = len(np.unique(_array(z, found["train_labels"], path, "train_labels"))) if "train_labels" in found else 0
         return {"name": path.stem, "images": sum(s[0] for s in shapes.values()), "side": str(shape[1]), "channels": shape[3] if len(shape) == 4 else 1,
                 "classes": classes, "where": "data folder"}
-    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, KeyError, IndexError, EOFError) as e:
+    except (OSError, ValueError, KeyError, IndexError) as e:
         return {"name": path.stem, "images": 0, "side": "", "channels": 0, "classes": 0, "where": f"data folder (unreadable: {type(e).__name__})"}
 
 # %% ../../nbs/00_data/01_named.ipynb #a76f239a

@@ -56,9 +56,10 @@ class Splits:
 # %% ../../nbs/00_data/00_splits.ipynb #d2c8ba4a
 def _codes(values:pd.Series, name:str) -> tuple: # (int64 codes, {code: name})
     "A column as codes of classes; TypeError for measurements, ValueError for gaps"
-    if gaps := int(values.isna().sum()): raise ValueError(
-        f"{name!r} has no value for {gaps} of {len(values)} images, so it cannot be the label. Leave these images out first.")
     kind = getattr(values.dtype, "kind", "O")
+    empty = values.isna() if kind in "iufb" else values.isna() | (values.astype(str).str.strip() == "")
+    if gaps := int(empty.sum()): raise ValueError(
+        f"{name!r} has no value for {gaps} of {len(values)} images, so it cannot be the label. Leave these images out first.")
     if kind == "f" and not (values % 1 == 0).all(): raise TypeError(
         f"{name!r} holds measurements (such as {values[values % 1 != 0].iloc[0]:g}); a label needs classes. Bin the column first, e.g. with pandas.cut.")
     if kind != "b" and not _not_whole(values).any(): return values.to_numpy(np.int64), {int(v): str(int(v)) for v in np.unique(values)}
