@@ -26,6 +26,7 @@ from torch import nn
 from . import __version__
 from .augmentation import Augmentation, augment
 from .networks import activation_layer
+from .training.checkpoints import NOT_COMPARED
 from .training.phases import Phase, learning_rate_factor, pick_device, pick_precision
 from .training.presets import Epochs, Positive, Share, Value
 
@@ -126,7 +127,7 @@ def load_autoencoder(net, path):
         for k, v in found.items(): own[k].copy_(v)
 
 # %% ../nbs/03_pretraining.ipynb #09603876
-_NEVER = ("random_state", "verbose", "num_workers", "accelerator", "checkpoint_dir", "encoder", "decoder", "pretrained", "cache_dir")
+_NEVER = (*(k for k in NOT_COMPARED if k != "trainer_options"), "pretrained")   # what may be different and give the same weights
 
 def _checksum(images) -> int:
     "Of all images, a part at a time: they may be a memory map."

@@ -64,10 +64,9 @@ def _start(self: BackboneMixin, X, condition, resume, validation):
 
 @patch
 def _features(self: BackboneMixin, images) -> np.ndarray:  # (N,1,1,F)
-    s = self.settings_
-    device = pick_device(s.accelerator)
+    device = pick_device(self.accelerator)
     backbone = self.module_.to(device).backbone
-    Z = cached_features(backbone, images, s.cache_dir, pick_precision(s.precision, device).startswith("bf16"), s.verbose and len(images) > 1000)
+    Z = cached_features(backbone, images, self.cache_dir, pick_precision(self.precision, device).startswith("bf16"), self.verbose and len(images) > 1000)
     return Z[:, None, None]
 
 @patch

@@ -6,8 +6,6 @@
 __all__ = ['InferenceMixin']
 
 # %% ../../nbs/01_training/04_inference.ipynb #89b0992b
-from contextlib import nullcontext
-
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -52,12 +50,11 @@ def _take_fitted(self: InferenceMixin, X) -> np.ndarray:
 @patch
 def _batches(self: InferenceMixin, items, fn, layout=to_network, beside=None):
     "Yield `fn(net, batch)`, or `fn(net, batch, rows of beside)`, over batches of an array, in evaluation mode, without gradients."
-    s = self.settings_
-    device = pick_device(s.accelerator)
-    half = pick_precision(s.precision, device).startswith("bf16")
+    s, device = self.settings_, pick_device(self.accelerator)   # what belongs to the machine is asked of the estimator as it is now
+    half = pick_precision(self.precision, device).startswith("bf16")
     net = self.module_.to(device).eval()
     step = max(s.batch_size, 2**18 // int(np.prod(self.image_shape_)))   # small images in larger batches
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16) if half else nullcontext():
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):   # whatever the caller has around it
         for i in range(0, len(items), step):
             batch = torch.from_numpy(np.array(items[i:i + step])).to(device)
             more = () if beside is None else (torch.from_numpy(beside[i:i + step]).to(device),)

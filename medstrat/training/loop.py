@@ -4,22 +4,21 @@
 
 # %% auto #0
 __all__ = ['PhaseModule', 'check_last_step', 'learn', 'History', 'copy_weights', 'Keeper', 'Bar', 'AfterEpoch', 'Saver',
-           'orderly_interrupt', 'quiet_lightning', 'run_phase']
+           'make_trainer', 'run_phase']
 
 # %% ../../nbs/01_training/02_loop.ipynb #4b477b10
-import logging
+import inspect
 import os
-import signal
-import threading
 import time
-import warnings
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment
 from tqdm import tqdm
 
+from .checkpoints import seal
+from .isolation import orderly_signals, quiet_lightning
 from .phases import ADVICE, Moment, NonFiniteLoss, Phase, check_finite, mix_seed, to_network, train_loader
 
 # %% ../../nbs/01_training/02_loop.ipynb #3dfb1d95
@@ -173,35 +172,21 @@ class Saver(pl.Callback):
     def on_train_epoch_end(self, trainer, module):
         if self.path is None or module.interrupted: return   # a part of an epoch cannot be resumed exactly
         trainer.save_checkpoint(f"{self.path}.part")
-        if trainer.is_global_zero: os.replace(f"{self.path}.part", self.path)
+        if not trainer.is_global_zero: return
+        seal(f"{self.path}.part")
+        os.replace(f"{self.path}.part", self.path)
 
-# %% ../../nbs/01_training/02_loop.ipynb #bea0c333
-@contextmanager
-def orderly_interrupt(trainer, module):
-    "Let the first Ctrl-C stop the training after the present batch."
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.getsignal(signal.SIGINT)
-    def stop(signum, frame):
-        module.interrupted = trainer.should_stop = True
-        signal.signal(signal.SIGINT, previous)
-    signal.signal(signal.SIGINT, stop)
-    try: yield
-    finally: signal.signal(signal.SIGINT, previous)
+# %% ../../nbs/01_training/02_loop.ipynb #096d91e6
+_DEFAULTS = {k: p.default for k, p in inspect.signature(pl.Trainer.__init__).parameters.items() if k != "self"}
 
-@contextmanager
-def quiet_lightning():
-    "Silence what Lightning says about devices and data loaders at each start; errors and other warnings stay."
-    loggers = [logging.getLogger(f"pytorch_lightning.{n}") for n in ("utilities.rank_zero", "accelerators.cuda")]
-    levels = [log.level for log in loggers]
-    for log in loggers: log.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pytorch_lightning.*")
-        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.utils.*")
-        try: yield
-        finally:
-            for log, level in zip(loggers, levels): log.setLevel(level)
+def make_trainer(options: dict, **ours) -> pl.Trainer:
+    "A Trainer with the user's options before ours, and ours before Lightning's defaults; no variable of the environment is looked at."
+    options = _DEFAULTS | ours | options
+    plugins = options["plugins"] or []
+    plugins = list(plugins) if isinstance(plugins, (list, tuple)) else [plugins]
+    alone = options["num_nodes"] == 1 and options["strategy"] == "auto" and (options["devices"] in (1, "1") or isinstance(options["devices"], list) and len(options["devices"]) == 1)
+    if alone and not any(isinstance(p, ClusterEnvironment) for p in plugins): plugins.append(LightningEnvironment())
+    with quiet_lightning(): return pl.Trainer(**dict(options, plugins=plugins or None))
 
 # %% ../../nbs/01_training/02_loop.ipynb #29c18095
 def run_phase(
@@ -221,20 +206,19 @@ def run_phase(
     "Train one phase. A NaN raises `NonFiniteLoss` after the last good weights were put back."
     keeper, saver, options = Keeper(net, rows, patience), Saver(checkpoint, extra), dict(trainer_options or {})
     callbacks = [AfterEpoch(), History(rows, phase.name), keeper, saver] + ([Bar(rows)] if verbose else []) + options.pop("callbacks", [])
-    options = dict(dict(accelerator=accelerator, devices=1, precision=precision, max_epochs=phase.epochs, logger=False,
-                   enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-                   num_sanity_val_steps=0, use_distributed_sampler=False), **options)
-    with quiet_lightning(): trainer = pl.Trainer(**options, callbacks=callbacks)
+    trainer = make_trainer(dict(options, callbacks=callbacks), accelerator=accelerator, devices=1, precision=precision, max_epochs=phase.epochs, logger=False,
+                           enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False)
     loader = train_loader(images, batch_size, seed, lambda: trainer.current_epoch, num_workers, trainer.global_rank, trainer.world_size, conditions[0])
     module = PhaseModule(net, phase, images, seed, steps=phase.epochs * len(loader.batch_sampler), channels_last=channels_last)
     loaders = (loader, None if validation is None else train_loader(validation, batch_size, seed, lambda: 0, condition=conditions[1]))
-    with orderly_interrupt(trainer, module), quiet_lightning(), torch.random.fork_rng(devices=_cuda_devices()):
+    def stop(): module.interrupted = trainer.should_stop = True
+    with orderly_signals(stop), quiet_lightning(), torch.random.fork_rng(devices=_cuda_devices()):
         try: trainer.fit(module, *loaders, ckpt_path=resume, weights_only=True if resume else None)
         except NonFiniteLoss:
             net.load_state_dict(keeper.good)
             raise
-        except SystemExit:               # what Lightning makes of a second Ctrl-C
-            raise KeyboardInterrupt from None
+        except SystemExit:               # what Lightning makes of a second Ctrl-C; and of SIGTERM, which is sent again when `orderly_signals` ends
+            if not trainer.received_sigterm: raise KeyboardInterrupt from None
         finally:
             for p, flag in module.flags: p.requires_grad_(flag)
     if keeper.best is not None: net.load_state_dict(keeper.best)
