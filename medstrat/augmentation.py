@@ -53,7 +53,7 @@ def _sometimes(x, operation, p: float):
     return x.index_copy(0, chosen, operation(x[chosen])) if len(chosen) else x
 
 def operations_of(
-    how,     # a key of `AUGMENTATIONS`, or {operation: probability}
+    how,     # a key of AUGMENTATIONS, or {operation: probability}
 ) -> dict:   # {operation: probability}, those that are never done left out
     "What a set of augmentations does; a ValueError for unknown names, and for what is no probability."
     chosen = AUGMENTATIONS[match_name(how, list(AUGMENTATIONS), "augmentation")] if isinstance(how, str) else how
@@ -67,7 +67,7 @@ def operations_of(
 
 def augment(
     x: torch.Tensor,      # (B,C,H,W) in [0,1]
-    how="affine",         # a key of `AUGMENTATIONS`, or {operation: probability}
+    how="affine",         # a key of AUGMENTATIONS, or {operation: probability}
     crop: float = 0.5,    # smallest share of the area that a crop keeps
     exposure: float = 0.2,  # largest change of brightness (share of the gray range), contrast and gamma (factors)
 ) -> torch.Tensor:        # (B,C,H,W) float32 in [0,1], in the memory layout of x

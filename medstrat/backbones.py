@@ -189,7 +189,7 @@ def _write_features(path, features):
 # %% ../nbs/03_backbones.ipynb #e06dfba6
 def cached_features(
     backbone: Backbone,
-    images,                 # whatever `as_images` takes
+    images,                 # whatever as_images takes
     cache_dir=None,         # folder where features are kept; None: in memory only
     half: bool = False,     # in bfloat16
     verbose: bool = False,  # show a progress bar

@@ -42,7 +42,7 @@ def conv_body(
     shape: tuple,          # (H,W,C) of the images
     channels: tuple,       # output channels of each block
     norm: str = "batch",   # "batch" or "none"
-    activation: str = "relu",  # a key of `ACTIVATIONS`
+    activation: str = "relu",  # a key of ACTIVATIONS
     kernel: int = 4,       # side of the kernels, in pixels
 ) -> nn.Sequential:        # (B,C,H,W) → (B,features)
     "Blocks of convolution (stride 2, about half the kernel as padding), normalisation, activation; then flatten."

@@ -42,7 +42,7 @@ class PretrainMixin:
     pretrain_schedule: Literal["constant", "cosine", "step", "tenths"] | None = None  # its course
     augment: Augmentation | None = None     # small distortions while training (pre-training and self-training; VaDE: pre-training only)
     budget: Share = 1.0                     # share of the pre-training's epochs that is run
-    pretrained: Any = None                  # a file written by `save`: its encoder and decoder are taken, nothing is pre-trained
+    pretrained: Any = None                  # a file written by save: its encoder and decoder are taken, nothing is pre-trained
     cache_dir: Any = None                   # folder of earlier pre-trainings; a new one is kept there, a known one taken from there
 
     presets = dict(ours={"*": dict(

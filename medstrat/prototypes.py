@@ -176,7 +176,7 @@ class SpreadMixin(PrototypesMixin):
         n: int = 16,                 # how many images
         cluster: int | None = None,  # of this cluster; None: of all, by their shares
         random_state=None,           # seed of the draw; None: the estimator's
-        condition=None,              # as for `inverse_transform`
+        condition=None,              # as for inverse_transform
     ) -> np.ndarray:                 # (n,H,W,C) float32 in [0,1]
         "Draw new images around the clusters' centres."
         rng = self._draw(n, random_state, cluster)

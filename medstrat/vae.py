@@ -71,7 +71,7 @@ class Autoencoder(DeepClusterer):
     latent_dim: Count | None = None                # d, the length of an embedding
     norm: Literal["batch", "none"] | None = None   # normalisation in the blocks
     activation: Literal["relu", "leaky_relu", "gelu", "none"] | None = None
-    encoder_activation: Literal["relu", "leaky_relu", "gelu", "none"] | None = None  # the encoder's own; None: as `activation`
+    encoder_activation: Literal["relu", "leaky_relu", "gelu", "none"] | None = None  # the encoder's own; None: as activation
     likelihood: Literal["squared", "bernoulli", "gaussian"] | None = None  # how images are compared; summed over pixels
     sigma: Positive | None = None                  # gaussian: fixed standard deviation; None: learned
     condition: Columns | None = None               # columns of the images' table that the decoder is told
@@ -232,7 +232,7 @@ def sample(
     self: VAE,
     n: int = 16,        # how many images
     random_state=None,  # seed of the draw; None: the estimator's
-    condition=None,     # as for `inverse_transform`
+    condition=None,     # as for inverse_transform
 ) -> np.ndarray:        # (n,H,W,C) float32 in [0,1]
     "Draw new images from the prior."
     rng = self._draw(n, random_state)

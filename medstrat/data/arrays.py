@@ -146,7 +146,7 @@ def _stacked(dataset) -> np.ndarray:
 
 # %% ../../nbs/00_data/00_arrays.ipynb #58a1d75c
 def as_images(
-    x, # array or tensor N×H×W, N×H×W×C or N×C×H×W; `ImageSet`; map-style dataset of images, (image, …) or {"image": …}; list of images
+    x, # array or tensor N×H×W, N×H×W×C or N×C×H×W; ImageSet; map-style dataset of images, (image, …) or {"image": …}; list of images
 ) -> np.ndarray: # N×H×W×C; uint8, or float32 within [0, 1]; shares memory with `x` where it can
     "Bring images into the one form used everywhere; TypeError or ValueError say what is wrong and what to do"
     if isinstance(getattr(x, "table", None), pd.DataFrame): return x.images  # an ImageSet was checked when it was made
@@ -160,7 +160,7 @@ def as_images(
 
 # %% ../../nbs/00_data/00_arrays.ipynb #53c8b342
 def resize(
-    images,   # whatever `as_images` takes
+    images,   # whatever as_images takes
     size:int, # side of the new, square images, in pixels (at least 2)
 ) -> np.ndarray: # N×size×size×C, of the same type as the images given
     "Resize to size×size: bilinear, antialiased; uint8 is rounded and stays uint8, and floats k/255 are rounded to such floats. ValueError for an impossible size"

@@ -135,7 +135,7 @@ def read_brats(
     folder,                # the folder with HGG/ and LGG/, or the one above it (str or Path)
     modalities=MODALITIES, # which scans: one name or several of t1, t1ce, t2, flair
     image_size:int=128,    # side of the images, in pixels; 128 as in the DVC paper
-    slices="middle",       # "middle" of the brain, "tumour" (where `seg` has most; see above), or the number of an axial slice
+    slices="middle",       # "middle" of the brain, "tumour" (where seg has most; see above), or the number of an axial slice
     notices:list=None,     # what was left out is warned of, and appended here
 ) -> ImageSet: # uint8, image_size×image_size×1; columns label (0 LGG, 1 HGG), patient, centre, modality, slice
     "One image a patient and modality from a local copy of BraTS 2018; ValueError for another layout or an unreadable file"

@@ -20,10 +20,10 @@ from .refuge import _refuge_files, read_refuge
 class Collection:
     "A collection that is read from a local folder"
     title: str        # for messages
-    names: tuple      # what its folder is called, in plain form (see `plain`)
+    names: tuple      # what its folder is called, in plain form (see plain)
     files: object     # folder → ([(label, …)], notices); ValueError when the folder has another layout
     read: object      # (folder, image_size=…, notices=…) → ImageSet
-    each: int         # images for each entry of `files`
+    each: int         # images for each entry of files
     channels: int
     published: int    # number of images in the published collection
     group: str|None   # column that a split must not tear apart

@@ -38,7 +38,7 @@ PALETTE = { # name of the ink: (its red, green, blue; name of the paper; its red
 # %% ../../nbs/00_data/01_colored.ipynb #9b1df075
 def paint(
     s:ImageSet, # N gray images
-    colors,     # N names of colours in `PALETTE`, one an image
+    colors,     # N names of colours in PALETTE, one an image
 ) -> ImageSet:  # uint8, H×W×3; the table of `s` with the further columns color and background (text)
     "Give every image a colour, and the paper that goes with it; ValueError for unknown names or another number of them"
     colors = np.asarray(colors, dtype=object)
@@ -102,9 +102,9 @@ def _colored(c:Colored, s:ImageSet, part:str, rng, name:str="colored") -> ImageS
 
 # %% ../../nbs/00_data/01_colored.ipynb #7df693c0
 def colored_sets(
-    name:str,   # one of `COLORED`
+    name:str,   # one of COLORED
     sets:dict,  # the parts of the gray set: {"train": ImageSet, "val": ImageSet or None, "test": ImageSet or None}
-    seed:int=0, # another seed: other images, other colours (`load_dataset` always takes 0)
+    seed:int=0, # another seed: other images, other colours (load_dataset always takes 0)
 ) -> tuple: # ({the same keys: coloured ImageSet or None}, [notice])
     "Make a coloured set. ValueError when the gray one is in colour or has too few images"
     c, rng = COLORED[name], np.random.RandomState(seed)

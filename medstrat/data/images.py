@@ -28,7 +28,7 @@ def _class_names(codes:np.ndarray, classes) -> dict:
 class ImageSet:
     "N images and a table of N rows: what is known about each image"
     def __init__(self,
-        images,             # whatever `as_images` takes, N images
+        images,             # whatever as_images takes, N images
         table=None,         # data frame (or dictionary of columns) with N rows; None: no columns
         *,
         target:str=None,    # the column that holds the label, whole-number codes

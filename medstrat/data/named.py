@@ -176,13 +176,13 @@ def _checksum(sets:dict, source) -> str: # SHA-256, 64 hexadecimal digits
 
 # %% ../../nbs/00_data/01_named.ipynb #d1d5b336
 def load_dataset(
-    name,                  # `digits`, `mnist`, a MedMNIST flag, `colored-mnist`, `brats`, `refuge`, `her2`, the name of an .npz in the data folder; or a path to an .npz or a folder
+    name,                  # digits, mnist, a MedMNIST flag, colored-mnist, brats, refuge, her2, the name of an .npz in the data folder; or a path to an .npz or a folder
     *,
     size:int=28,           # which of MedMNIST's files: 28, 64, 128 or 224 pixels a side
     image_size:int=None,   # resize to this side, in pixels; None: as stored
     data_dir=None,         # data folder; None: MEDSTRAT_DATA, then the platform's cache folder
     download:bool=True,    # fetch a missing file, with checksum and progress
-    group=None,            # column that a split made here must not tear apart; None: that of the set (`her2`: patch), else `patient`, if there is one; False: none
+    group=None,            # column that a split made here must not tear apart; None: that of the set (her2: patch), else patient, if there is one; False: none
     target:str=None,       # column to use as the label instead; text is coded in sorted order
     carve_val:bool=False,  # where there is no validation split: set aside a tenth of train
 ) -> Splits: # parts that do not exist are None; `notices` tell what differs from the published set

@@ -87,7 +87,7 @@ def _draw(y:np.ndarray, fraction:float, rng, keep:int=1) -> np.ndarray: # sorted
 # %% ../../nbs/00_data/00_splits.ipynb #2bea8ad5
 def group_column(
     s:ImageSet,
-    group=None, # name of a column; None: `patient`, if there is one; False: no grouping
+    group=None, # name of a column; None: patient, if there is one; False: no grouping
 ): # -> str or None
     "The column whose values a split must not tear apart; KeyError when the one named is not there"
     if group is False: return None
@@ -134,11 +134,11 @@ def _check_split(s:ImageSet, test:float, val:float, group):
 
 # %% ../../nbs/00_data/00_splits.ipynb #856d831e
 def split(
-    images,         # `ImageSet`, or whatever `as_images` takes
+    images,         # ImageSet, or whatever as_images takes
     *,
-    test:float=.2,  # share of all images for `test`; 0: none (the part is None)
-    val:float=.1,   # share of all images for `val`; 0: none
-    group=None,     # column whose values must not be torn apart; None: `patient`, if there is one; False: none
+    test:float=.2,  # share of all images for test; 0: none (the part is None)
+    val:float=.1,   # share of all images for val; 0: none
+    group=None,     # column whose values must not be torn apart; None: patient, if there is one; False: none
     seed:int=0,     # another seed, another split
 ) -> Splits: # disjoint, together all images, each in the original order
     "Split at random, but the same way every time; by label, if there is one, and no patient on two sides"

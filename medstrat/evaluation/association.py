@@ -132,7 +132,7 @@ def _p(observed, permuted):
     return float((1 + (permuted >= observed - 1e-9 * abs(observed) - 1e-12).sum()) / (1 + len(permuted)))
 
 def permutation_p(
-    statistic:Callable, # `cramers_v`, `correlation_ratio`, or any function of (clusters, column); large means associated
+    statistic:Callable, # cramers_v, correlation_ratio, or any function of (clusters, column); large means associated
     clusters:np.ndarray, # (N,) cluster of each image
     column:np.ndarray, # (N,) value of each image
     patients:np.ndarray=None, # (N,) patient of each image: whole patients are exchanged; None: images are
@@ -173,7 +173,7 @@ def _association(clusters, values, patients, n_permutations, random_state):
 # %% ../../nbs/04_evaluation/03_association.ipynb #832597f7
 def associations(
     clusters:np.ndarray, # (N,) cluster of each image, any codes
-    table, # `ImageSet` or DataFrame (or dictionary of columns) of N rows
+    table, # ImageSet or DataFrame (or dictionary of columns) of N rows
     columns:list=None, # names of columns; None: all that can be compared
     patient:str=None, # the column that says which images are one patient's; None: images count as independent
     n_permutations:int=999, # behind each p; the smallest p is 1 / (1 + n_permutations)
@@ -215,7 +215,7 @@ def match_clusters(
 def agreement(
     a:np.ndarray, # (N,) clusters of one method, whole numbers ≥ 0
     b:np.ndarray, # (N,) clusters of another; the numbers of clusters may differ
-    n_permutations:int=100, # random pairings behind `by_chance`
+    n_permutations:int=100, # random pairings behind by_chance
     random_state:int=0, # of these
 ) -> dict: # agreement (0 … 1), by_chance, ari
     "Share of images on which two clusterings agree after matching; ValueError for codes that are not whole numbers ≥ 0."

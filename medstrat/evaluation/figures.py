@@ -156,7 +156,7 @@ def _number_clusters(ax, xy, clusters, prototypes_xy):
 # %% ../../nbs/04_evaluation/02_figures.ipynb #0c5106a9
 @_figure
 def plot_embedding(
-    xy:np.ndarray, # (n, 2) map, from `embed_2d`
+    xy:np.ndarray, # (n, 2) map, from embed_2d
     labels:np.ndarray, # (n,) true labels of the same images
     clusters:np.ndarray, # (n,) their clusters
     prototypes_xy:np.ndarray=None, # (K, 2) places of the prototypes
@@ -217,7 +217,7 @@ def plot_composition(
     clusters:np.ndarray, # (N,) cluster of each image
     values:np.ndarray, # (N,) label, or any column with at most 30 different values
     classes:dict=None, # value → name, or a list of names
-    top:int=None, # draw the `top` largest clusters only
+    top:int=None, # draw the top largest clusters only
 ): # matplotlib Figure
     "Stacked bars: share of each value in each cluster, cluster sizes above; ValueError where lengths differ or values are too many."
     shares, sizes = _shares(clusters, values, top)

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from .figures import WIDTH, _figure, cluster_colors
-from .metrics import Encoded, _scored, _stratified_subset, classification_scores, probe_predict
+from .metrics import Encoded, _stratified_subset, classification_scores, probe_predict
+from .protocol import _scored
 
 # %% ../../nbs/04_evaluation/05_labels.ipynb #e31f03b1
 FRACTIONS = (.01, .05, .1, .2, .5, 1)  # of the training labels
@@ -66,7 +67,7 @@ def _poolable(curves):
 
 # %% ../../nbs/04_evaluation/05_labels.ipynb #8f8cb3f0
 def summarise_label_efficiency(
-    curves:pd.DataFrame, # of `label_efficiency`, one run's or several runs' of one method under one another
+    curves:pd.DataFrame, # of label_efficiency, one run's or several runs' of one method under one another
     score:str="accuracy", # or "balanced_accuracy"
     level:float=.8, # share of the draws between low and high
 ) -> pd.DataFrame: # one row a fraction: fraction, n_labels, n (values), mean, low, high

@@ -126,7 +126,7 @@ def _panel(ax, clusters, values, sizes, max_values=10, classes=None, across=1):
 @_figure
 def plot_columns(
     clusters:np.ndarray, # (N,) cluster of each image
-    table, # `ImageSet` (the label then has its class names), DataFrame or dictionary of columns, N rows
+    table, # ImageSet (the label then has its class names), DataFrame or dictionary of columns, N rows
     columns:list=None, # names of columns; None: all that make a picture
     n_clusters:int=None, # K, to keep clusters without images in view; None: those that occur
     max_values:int=10, # categories drawn by name, the commonest; the rest is "other"

@@ -101,7 +101,7 @@ class PCAKMeans(PixelKMeans):
 # %% ../../nbs/05_methods/00_baselines.ipynb #a7ad3bbf
 @dataclass(kw_only=True, repr=False, eq=False)
 class _DeepKMeans(KMeansMixin):
-    pretrained: Any = None   # a file written by `save`: its encoder and decoder are taken, nothing is trained
+    pretrained: Any = None   # a file written by save: its encoder and decoder are taken, nothing is trained
 
     def _build(self, shape, s):
         net = super()._build(shape, s)

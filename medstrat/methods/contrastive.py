@@ -31,7 +31,7 @@ from ..vae import Autoencoder
 @dataclass(kw_only=True, repr=False, eq=False)
 class ContrastiveAE(KMeansMixin, Autoencoder):
     "An autoencoder with a contrastive loss, prototypes by k-means, and a decoder that is told them. Source: contrastive autoencoder, Algorithm 1."
-    decoder_epochs: Epochs | None = None    # epochs of the second phase, with a frozen encoder (`epochs`: of the first)
+    decoder_epochs: Epochs | None = None    # epochs of the second phase, with a frozen encoder (epochs: of the first)
     alpha: NonNegative | None = None        # weight of the reconstruction, mean over the pixels, sum of both views
     tau: Positive | None = None             # temperature of the contrastive loss
     denominator: Literal["all", "negatives"] | None = None  # what stands below the fraction in Eq. 1
@@ -44,7 +44,7 @@ class ContrastiveAE(KMeansMixin, Autoencoder):
     assignment_tau: Positive | None = None  # temperature of the soft labels that the decoder is told
     optimizer: Literal["lars", "adam"] | None = None  # lars wants a much higher lr (0.25); it takes every weight with one dimension for a bias or a normalisation
     lr_schedule: Literal["warmup-cosine", "constant", "cosine", "step", "tenths"] | None = None  # "warmup-cosine": over both phases; the others: over each
-    lr_start: Positive | None = None        # warmup-cosine: first learning rate (`lr`: the highest)
+    lr_start: Positive | None = None        # warmup-cosine: first learning rate (lr: the highest)
     lr_end: NonNegative | None = None       # warmup-cosine: last learning rate
     lr_warmup: Positive | None = None       # warmup-cosine: epochs of the rise
 
@@ -188,7 +188,7 @@ def reconstruct_as(
     self: ContrastiveAE,
     X,               # images
     cluster: int,    # whose member the decoder is to believe them to be
-    condition=None,  # as for `reconstruct`
+    condition=None,  # as for reconstruct
 ) -> np.ndarray:     # (N,H,W,C) float32 in [0,1]
     "Encode images and decode them as members of a cluster."
     images = self._take_fitted(X)

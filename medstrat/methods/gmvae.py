@@ -99,7 +99,7 @@ def sample(
     n: int = 16,                 # how many images
     cluster: int | None = None,  # of this cluster; None: of all, equally often
     random_state=None,           # seed of the draw; None: the estimator's
-    condition=None,              # as for `inverse_transform`
+    condition=None,              # as for inverse_transform
 ) -> np.ndarray:                 # (n,H,W,C) float32 in [0,1]
     "Draw new images: first w, then z of the cluster, then the image."
     rng = self._draw(n, random_state, cluster)

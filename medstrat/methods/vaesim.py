@@ -121,7 +121,7 @@ def sample(
     cluster: int | None = None,  # only from this cluster; None: from the prior
     min_similarity: float | None = None,  # keep draws at least so similar to the cluster's prototype
     random_state=None,     # seed of the draw; None: the estimator's
-    condition=None,        # as for `inverse_transform`
+    condition=None,        # as for inverse_transform
 ) -> np.ndarray:           # (n,H,W,C) float32 in [0,1]
     "Draw new images, from the prior or from one cluster. Source: VAESim §5."
     rng = self._draw(n, random_state, cluster)

@@ -43,12 +43,12 @@ class DeepClusterer(SavingMixin, InferenceMixin, ClassNamePrefixFeaturesOutMixin
     lr_drop: Share | None = None      # step: what each drop multiplies the rate by
     lr_drop_every: Count | None = None  # step: epochs between two drops
     patience: Count | None = None     # with validation images: epochs without improvement before stopping
-    random_state: Any = None          # an int makes the run repeatable; None draws one and keeps it as `random_state_`
+    random_state: Any = None          # an int makes the run repeatable; None draws one and keeps it as random_state_
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"  # where to compute
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"  # "auto": bfloat16 where the processor multiplies it fast, else "32-true"
     channels_last: bool = True        # memory layout of the convolutions
     num_workers: Epochs = 0           # processes that read batches; 0 is fastest for arrays in memory
-    checkpoint_dir: Any = None        # folder for `last.ckpt`, written after each epoch; None: no checkpoints
+    checkpoint_dir: Any = None        # folder for last.ckpt, written after each epoch; None: no checkpoints
     trainer_options: dict | None = None  # further keywords of Lightning's Trainer (devices, strategy, logger, …)
     verbose: bool = True              # show a progress bar
 
@@ -133,8 +133,8 @@ def fit(
     X,                # images: (N,H,W), (N,H,W,C) or (N,C,H,W) array or tensor, an ImageSet, or a map-style Dataset
     y=None,           # ignored
     condition=None,   # what the decoder is told: names of columns of X's table, or values, a row an image
-    validation=None,  # images for a validation loss (and early stopping, with `patience`); with a condition: an ImageSet that has its columns
-    resume=None,      # a checkpoint written by an earlier `fit` with the same parameters and images
+    validation=None,  # images for a validation loss (and early stopping, with patience); with a condition: an ImageSet that has its columns
+    resume=None,      # a checkpoint written by an earlier fit with the same parameters and images
 ):
     "Train on images and cluster them. Ctrl-C ends the training in order and keeps what has been learned. Fits in several threads wait for each other."
     with isolated():

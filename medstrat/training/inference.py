@@ -107,7 +107,7 @@ def _told(self: InferenceMixin, condition, n: int, X=None) -> np.ndarray | None:
 def reconstruct(
     self: InferenceMixin,
     X,  # images; where the decoder learned with a condition, an ImageSet with its columns …
-    condition=None,  # … or the condition itself, as for `inverse_transform`
+    condition=None,  # … or the condition itself, as for inverse_transform
 ) -> np.ndarray:  # (N,H,W,C) float32 in [0,1]
     "Encode and decode images."
     images = self._take_fitted(X)

@@ -190,7 +190,7 @@ def make_trainer(options: dict, **ours) -> pl.Trainer:
 
 # %% ../../nbs/01_training/02_loop.ipynb #29c18095
 def run_phase(
-    net,                   # the networks, a `torch.nn.Module`
+    net,                   # the networks, a torch.nn.Module
     phase: Phase,
     images,                # (N,H,W,C) array
     validation=None,       # (M,H,W,C) array or None

@@ -60,7 +60,7 @@ class Phase:
     "One stage of a training."
     name: str
     epochs: int
-    loss: Callable | None = None          # (net, batch, moment) → dict with "loss", terms, and anything for `after_step`
+    loss: Callable | None = None          # (net, batch, moment) → dict with "loss", terms, and anything for after_step
     lr: float = 1e-3
     lr_factor: Callable = lambda at: 1.0  # moment → factor on the learning rate
     learns: tuple | None = None           # names of the sub-modules that learn ("decoder", "encoder.heads"); None: all. The others are frozen and in eval mode
@@ -68,7 +68,7 @@ class Phase:
     before: Callable | None = None        # (net, images), once at the start; True: nothing is left to train
     after_step: Callable | None = None    # (net, images, outputs of the loss, moment), after each optimiser step; True: the phase ends
     after_epoch: Callable | None = None   # (net, images, moment), after each epoch
-    memory: Any = None                    # with `state_dict`, `load_state_dict` and `finished`: kept in checkpoints
+    memory: Any = None                    # with state_dict, load_state_dict and finished: kept in checkpoints
 
     def frozen(self, net) -> list:
         "The sub-modules which this phase does not train."
@@ -136,7 +136,7 @@ def train_loader(images, batch_size: int, seed: int, epoch: Callable, num_worker
 def _as_it_is(batch): return batch
 
 def to_network(
-    batch: dict,                # with `images` (B,H,W,C), uint8 or float in [0,1], already on the device
+    batch: dict,                # with images (B,H,W,C), uint8 or float in [0,1], already on the device
     channels_last: bool = True, # keep the memory layout of the array (B,H,W,C), which convolutions like best
 ) -> torch.Tensor:              # (B,C,H,W) float32 in [0,1]
     "Convert on the device what was 8-bit until here."

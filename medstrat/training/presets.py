@@ -49,7 +49,7 @@ Columns = Annotated[str | tuple[str, ...], BeforeValidator(_column_names)]   # "
 def check_value(
     name: str,   # the parameter's name, for the message
     value: Any,  # what was given
-    hint: Any,   # a type hint, e.g. `Count | None` or `Literal["cosine", "dot"]`
+    hint: Any,   # a type hint, e.g. Count | None or Literal["cosine", "dot"]
 ):
     "Return `value` as the hint wants it, or raise a `ValueError` that says what was given and what is possible."
     if isinstance(value, bool) and bool not in (hint, *get_args(hint)) and hint is not Any: raise ValueError(f"{name}={value!r} cannot be used: it is no yes-or-no parameter.")
@@ -75,7 +75,7 @@ class Value:
 
 # %% ../../nbs/01_training/00_presets.ipynb #77829e29
 def lookup(
-    cls: type,      # an estimator class; each class may have a table `presets[preset][dataset][parameter] = Value(…)`
+    cls: type,      # an estimator class; each class may have a table presets[preset][dataset][parameter] = Value(…)
     name: str,      # the parameter
     preset: str,    # "paper", "released" or "best"
     dataset: str,   # the data set's name; its own entry goes before the entry "*"
@@ -121,7 +121,7 @@ def seed32(
 _methods: dict = {}
 
 def register(
-    cls: type,  # an estimator class with a `name` ("VAE + k-means") and possibly `aliases`
+    cls: type,  # an estimator class with a name ("VAE + k-means") and possibly aliases
 ) -> type:
     "Class decorator: make a method known under its name and aliases."
     for key in (cls.name, *cls.__dict__.get("aliases", ())): _methods[key] = cls

@@ -24,7 +24,7 @@ from .presets import get_method
 FORMAT = 1
 
 def read_header(
-    path,    # a file written by `save`
+    path,    # a file written by save
 ) -> dict:
     "The JSON header of a saved model; anything else is refused with the reason."
     from safetensors import SafetensorError, safe_open
@@ -66,7 +66,7 @@ class SavingMixin:
     @classmethod
     def load(
         cls,
-        path,        # a file written by `save`
+        path,        # a file written by save
         **networks,  # encoder=…, decoder=… where the model was built with networks of your own
     ):
         "Load a fitted estimator of this class; a file of another method is refused."
@@ -76,7 +76,7 @@ class SavingMixin:
 
 # %% ../../nbs/01_training/03_saving.ipynb #b5fc0f94
 def load_model(
-    path,          # a file written by `save`
+    path,          # a file written by save
     cls=None,      # the estimator's class; None: the registered method that the file names
     **networks,    # encoder=…, decoder=… where the model was built with networks of your own
 ):
