@@ -29,6 +29,7 @@ from .networks import activation_layer
 from .training.checkpoints import NOT_COMPARED
 from .training.phases import Phase, learning_rate_factor, pick_device, pick_precision
 from .training.presets import Epochs, Positive, Share, Value
+from .training.saving import FORMAT, read_tensors, write_tensors
 
 # %% ../nbs/03_pretraining.ipynb #1f13589a
 @dataclass(kw_only=True, repr=False, eq=False)
@@ -111,11 +112,9 @@ _PARTS = ("encoder.", "decoder.", "log_sigma")
 
 def load_autoencoder(net, path):
     "Copy encoder and decoder from a saved model into `net`; networks of another shape are refused."
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
     if not Path(path).is_file(): raise FileNotFoundError(f"pretrained={str(path)!r}: there is no such file.")
-    try: found = {k.removeprefix("net."): v for k, v in load_file(path).items()}
-    except SafetensorError as e: raise ValueError(f"pretrained={str(path)!r} is not a model saved by medstrat ({e}).") from None
+    try: found = {k.removeprefix("net."): v for k, v in read_tensors(path)[1].items()}
+    except ValueError as e: raise ValueError(f"pretrained={e}") from None
     own, spare = {k: v for k, v in net.state_dict().items() if k.startswith(_PARTS)}, "encoder.heads.1."
     found = {k: v for k, v in found.items() if k.startswith(_PARTS) and not (k.startswith(spare) and k not in own)}
     wrong = [k for k in own | found if not k.startswith(spare) and (k not in own or k not in found or own[k].shape != found[k].shape)]
@@ -155,16 +154,15 @@ def _autoencoder(self: PretrainMixin) -> dict:
 @patch
 def _hand_over(self: PretrainMixin, net, images) -> bool:
     "Take over an autoencoder where there is one; True: there was."
-    from safetensors import SafetensorError, safe_open
     given, kept = self.settings_.pretrained, self._cache_file(images)
     if given is None and (kept is None or not kept.exists()): return False
     if given is not None:
         load_autoencoder(net, given)
         return True
     try:
-        with safe_open(kept, "pt") as f: rows = json.loads(f.metadata()["rows"])
+        rows = read_tensors(kept)[0]["rows"]
         load_autoencoder(net, kept)
-    except (SafetensorError, ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError) as e:
         warnings.warn(f"the pre-training kept in {str(kept)!r} cannot be read ({e}); it is done again.")
         kept.unlink()
         return False
@@ -174,10 +172,8 @@ def _hand_over(self: PretrainMixin, net, images) -> bool:
 @patch
 def _keep(self: PretrainMixin, net, images):
     "Keep a finished pre-training in the folder."
-    from safetensors.torch import save_file
     path = self._cache_file(images)
     if path is None or self.interrupted_ or self.settings_.pretrained is not None or path.exists(): return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    save_file({f"net.{k}": v.detach().cpu().contiguous().clone() for k, v in self._autoencoder().items()}, part, metadata=dict(rows=json.dumps(self._rows)))
-    part.replace(path)
+    content = {f"net.{k}": v for k, v in self._autoencoder().items()}
+    try: write_tensors(path, content, dict(format=FORMAT, rows=self._rows))
+    except OSError as e: warnings.warn(f"the pre-training could not be kept in {str(path.parent)!r} ({e}); the training goes on.")

@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 
 from ..data.arrays import as_images
-from .checkpoints import NOT_COMPARED, read_checkpoint, what_differs
+from .checkpoints import NOT_COMPARED, read_checkpoint, usable_folder, what_differs
 from .inference import InferenceMixin, _stack
 from .isolation import isolated
 from .phases import learning_rate_factor, mix_seed, pick_device, pick_precision
@@ -161,6 +161,8 @@ def _start(self: DeepClusterer, X, condition, resume, validation):
     if s.random_state is None and (s.trainer_options or {}).get("devices", 1) != 1:
         raise ValueError("training on several devices needs a random_state, so that all processes draw the same order of images.")
     self.random_state_ = s.random_state = _seed(s.random_state)
+    if s.checkpoint_dir is not None: usable_folder(s.checkpoint_dir, "checkpoint_dir")
+    if getattr(s, "cache_dir", None) is not None and not Path(s.cache_dir).is_dir(): usable_folder(s.cache_dir, "cache_dir")   # one that may only be read is fine
     self.settings_, self.image_shape_, self.covariates_, self._conditions = s, tuple(images.shape[1:]), covariates, conditions
     self.n_clusters_ = s.n_clusters if isinstance(s.n_clusters, int) else 1   # "elbow": chosen later
     self._make(s)
@@ -192,10 +194,7 @@ def _train(self: DeepClusterer, s, images, validation, resume):
 def _run(self: DeepClusterer, i, phase, s, images, validation, rows, resume):
     "Train one phase through Lightning."
     from medstrat.training.loop import run_phase
-    path = None
-    if s.checkpoint_dir is not None:
-        path = Path(s.checkpoint_dir) / "last.ckpt"
-        path.parent.mkdir(parents=True, exist_ok=True)
+    path = None if s.checkpoint_dir is None else Path(s.checkpoint_dir) / "last.ckpt"
     done = run_phase(
         self.module_, phase, images, validation, self._conditions, rows=rows, seed=mix_seed(self.random_state_, i), batch_size=s.batch_size,
         precision=pick_precision(s.precision, pick_device(s.accelerator)), channels_last=s.channels_last, accelerator=s.accelerator,
