@@ -99,7 +99,7 @@ def partial(folder: Path) -> Path:
 def claim_folder(
     out,       # where the folder goes
     name: str, # as it should be called
-) -> Path:     # `out/name`, or `out/name-2`, `out/name-3`, … where that is taken; its `partial` exists now and is empty
+) -> Path:     # out/name, or out/name-2, out/name-3, … where that is taken; its partial folder exists now and is empty
     "Claim a folder for a run. OSError where it cannot be made."
     try: Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as e: raise type(e)(f"results cannot be written to {str(out)!r} ({e.strerror}). Give another folder (out=…).") from None

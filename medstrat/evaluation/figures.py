@@ -43,7 +43,7 @@ def cluster_colors(
 # %% ../../nbs/04_evaluation/02_figures.ipynb #dfdb3d99
 def _names(codes, classes=None):
     "Readable names of codes; `classes` is None, a dict code → name, or a list of names in the order of the codes."
-    known = dict(classes if hasattr(classes, "keys") else enumerate([] if classes is None else classes))
+    known = {-1: "no label"} | dict(classes if hasattr(classes, "keys") else enumerate([] if classes is None else classes))
     return [str(known.get(c, c)) for c in codes]
 
 # %% ../../nbs/04_evaluation/02_figures.ipynb #c2b797a4
@@ -157,23 +157,27 @@ def _number_clusters(ax, xy, clusters, prototypes_xy):
 @_figure
 def plot_embedding(
     xy:np.ndarray, # (n, 2) map, from embed_2d
-    labels:np.ndarray, # (n,) true labels of the same images
+    labels:np.ndarray, # (n,) true labels of the same images, -1: none; None: no panel of labels
     clusters:np.ndarray, # (n,) their clusters
     prototypes_xy:np.ndarray=None, # (K, 2) places of the prototypes
     classes:dict=None, # label → name, or a list of names
     mapped:np.ndarray=None, # (n,) the label that each image's cluster stands for: a third panel
 ): # matplotlib Figure
     "True labels | clusters, numbered, prototypes on top (VAESim, Figs 4, 6) | labels of the clusters (contrastive autoencoder, Figs 3, 4); ValueError where lengths differ."
-    xy, *columns = (np.asarray(c) for c in (xy, labels, clusters, mapped) if c is not None)
-    if any(len(c) != len(xy) for c in columns): raise ValueError(f"{len(xy)} points, but labels, clusters, … of {', '.join(str(len(c)) for c in columns)}; take labels[index] and clusters[index] with the index from embed_2d")
-    fig, axes = plt.subplots(1, len(columns), sharex=True, sharey=True, figsize=(WIDTH, .8 + np.clip(8.6 / len(columns) * np.divide(*(np.ptp(xy, axis=0)[::-1] + 1e-9)), 2, 5)))
-    found, dots = np.unique(np.concatenate(columns[::2])), dict(s=max(3, min(20, 15_000 / len(xy))) * 2 / len(columns), linewidth=0)
-    for ax, values in zip(axes[::2], columns[::2], strict=True):
+    xy, clusters = np.asarray(xy), np.asarray(clusters)
+    title = "clusters" if prototypes_xy is None else "clusters and prototypes (◆)"
+    panels = [(t, np.asarray(v)) for t, v in (("true labels", labels), (title, clusters), ("labels of the clusters", mapped)) if v is not None]
+    if any(len(v) != len(xy) for _, v in panels): raise ValueError(f"{len(xy)} points, but {', '.join(f'{len(v)} {t}' for t, v in panels)}; take labels[index] and clusters[index] with the index from embed_2d")
+    fig, axes = plt.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False, figsize=(WIDTH, .8 + np.clip(8.6 / len(panels) * np.divide(*(np.ptp(xy, axis=0)[::-1] + 1e-9)), 2, 5)))
+    found, dots = np.unique(np.concatenate([v[:0] if v is clusters else v for _, v in panels])), dict(s=max(3, min(20, 15_000 / len(xy))) * 2 / len(panels), linewidth=0)
+    for ax, (title, values) in zip(axes[0], panels, strict=True):
+        ax.set(title=title, aspect="equal"); ax.set_axis_off()
+        if values is clusters:
+            ax.scatter(*xy.T, color=cluster_colors(clusters.max() + 1)[clusters], alpha=.7, **dots)
+            _number_clusters(ax, xy, clusters, prototypes_xy)
+            continue
         for value, name, color in zip(found, _names(found, classes), cluster_colors(len(found)), strict=True): ax.scatter(*xy[values == value].T, color=color, label=name, **dots)
-    axes[1].scatter(*xy.T, color=cluster_colors(columns[1].max() + 1)[columns[1]], alpha=.7, **dots)
-    _number_clusters(axes[1], xy, columns[1], prototypes_xy)
-    for ax, title in zip(axes, ("true labels", "clusters" if prototypes_xy is None else "clusters and prototypes (◆)", "labels of the clusters")): ax.set(title=title, aspect="equal"); ax.set_axis_off()
-    axes[0].legend(loc="upper center", bbox_to_anchor=(.5, -.02), ncols=min(5, len(found)), markerscale=(36 / dots["s"]) ** .5, handletextpad=.1, columnspacing=1)
+    if len(found): axes[0, 0].legend(loc="upper center", bbox_to_anchor=(.5, -.02), ncols=min(5, len(found)), markerscale=(36 / dots["s"]) ** .5, handletextpad=.1, columnspacing=1)
     return fig
 
 # %% ../../nbs/04_evaluation/02_figures.ipynb #09fd1a9c
