@@ -23,6 +23,7 @@ from torch import nn
 from . import __version__
 from .data.arrays import as_images, did_you_mean
 from .pretraining import _checksum
+from .training.checkpoints import is_whole, seal
 from .training.phases import to_network
 
 # %% ../nbs/03_backbones.ipynb #99807a63
@@ -174,6 +175,7 @@ def features_key(backbone: Backbone, images: np.ndarray, half: bool) -> str:
 def _read_features(path, shape) -> np.ndarray | None:
     if not path.exists(): return None
     try:
+        if not is_whole(path): raise ValueError("its check sum is missing or wrong")
         found = np.load(path, allow_pickle=False)
         if found.shape != shape or found.dtype != np.float32: raise ValueError(f"it has shape {found.shape} and type {found.dtype}")
         return found
@@ -183,8 +185,11 @@ def _read_features(path, shape) -> np.ndarray | None:
 
 def _write_features(path, features):
     part = path.with_suffix(f".{os.getpid()}.part")
-    with part.open("wb") as f: np.save(f, features, allow_pickle=False)
-    part.replace(path)
+    try:
+        with part.open("wb") as f: np.save(f, features, allow_pickle=False)
+        seal(part)
+        part.replace(path)
+    except OSError as e: warnings.warn(f"the features could not be kept in {str(path.parent)!r} ({e}).")
 
 # %% ../nbs/03_backbones.ipynb #e06dfba6
 def cached_features(

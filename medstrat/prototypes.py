@@ -31,7 +31,7 @@ def similarity(
         z, Q = z.float(), Q.float()
         if kind == "cosine": return F.normalize(z, dim=1) @ F.normalize(Q, dim=1).T
         if kind == "dot": return z @ Q.T
-        if kind == "euclidean": return -(z.square().sum(1, keepdim=True) + Q.square().sum(1) - 2 * z @ Q.T).clamp(min=0)
+        if kind == "euclidean": return -torch.cdist(z, Q, compute_mode="donot_use_mm_for_euclid_dist").square()
     raise ValueError(f"similarity={kind!r} is unknown; choose 'cosine', 'dot' or 'euclidean'.")
 
 # %% ../nbs/03_prototypes.ipynb #e7966b5d

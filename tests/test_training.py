@@ -593,7 +593,7 @@ def test_resume_accepts_text_and_early_stopping(X, tmp_path):
     assert same_weights(tiny("AE + k-means", **more).fit(X, validation=noise, resume=str(tmp_path / "last.ckpt")), whole)
 
 
-@pytest.mark.parametrize("change, says", [(dict(random_state=1), "seed"), (dict(lr=0.1), "lr"), (dict(n_clusters=4), "n_clusters"), (dict(latent_dim=5), "latent_dim"),
+@pytest.mark.parametrize("change, says", [(dict(random_state=1), "random_state"), (dict(lr=0.1), "lr"), (dict(n_clusters=4), "n_clusters"), (dict(latent_dim=5), "latent_dim"),
                                           (dict(epochs=7), "epochs"), (dict(batch_size=30), "batch_size")])
 def test_resume_with_other_settings_is_refused(change, says, X, checkpoint):
     with pytest.raises(ValueError, match=f"another training.*{says}"): tiny(**dict(dict(epochs=2), **change)).fit(X, resume=checkpoint)

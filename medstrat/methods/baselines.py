@@ -6,6 +6,7 @@
 __all__ = ['KMeansMixin', 'PixelKMeans', 'PCAKMeans', 'AEKMeans', 'VAEKMeans']
 
 # %% ../../nbs/05_methods/00_baselines.ipynb #769182db
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -44,11 +45,21 @@ class KMeansMixin(PrototypesMixin):
         s, Z = self.settings_, self._embed(images)
         vars(self).pop("choice_", None)   # of an earlier fit
         if s.n_clusters == "elbow":
-            self.choice_ = choose_n_clusters(Z, candidates=range(2, min(41, len(Z)), 2), random_state=self.random_state_)
-            self.n_clusters_ = self.choice_.n_clusters
+            try: self.choice_ = choose_n_clusters(Z, candidates=range(2, min(41, len(Z)), 2), random_state=self.random_state_)
+            except ValueError as e: self._without_elbow(Z, e)
+            else: self.n_clusters_ = self.choice_.n_clusters
         found = KMeans(self.n_clusters_, n_init=s.n_init, random_state=self.random_state_).fit(Z)
         net.bank = PrototypeBank(self.n_clusters_, Z.shape[1], net.bank.kind).to(net.bank.Q.device)
         net.bank.set(torch.from_numpy(found.cluster_centers_).float())
+
+    def _without_elbow(self, Z, error):
+        "There is no elbow: an error where nothing was trained; else a warning and a round number, because the training must not be lost."
+        if not self._rows: raise error
+        usual = DeepClusterer.presets["ours"]["*"]["n_clusters"].value
+        self.n_clusters_ = min(usual, len(np.unique(Z, axis=0)))
+        self.provenance_["n_clusters"] = f"no elbow was found: {self.n_clusters_}, a round number"
+        warnings.warn(f"{error} The trained networks are kept, with {self.n_clusters_} clusters, a round number. Choose another by n_clusters=…; with pretrained=<saved model>, where the "
+                      "method has it, nothing is trained again.")
 
 # %% ../../nbs/05_methods/00_baselines.ipynb #6226cd57
 @register
@@ -90,8 +101,10 @@ class PCAKMeans(PixelKMeans):
         from sklearn.decomposition import PCA
         s, x = self.settings_, images.transpose(0, 3, 1, 2).reshape(len(images), -1)
         if s.latent_dim > min(x.shape): raise ValueError(f"latent_dim={s.latent_dim} principal components cannot be had from {x.shape[0]} images of {x.shape[1]} values. Choose latent_dim ≤ {min(x.shape)}.")
-        found = PCA(s.latent_dim, random_state=self.random_state_).fit(x / np.float32(255) if x.dtype == np.uint8 else x)
-        net.mean.copy_(torch.from_numpy(found.mean_)); net.components.copy_(torch.from_numpy(found.components_))
+        x = x / np.float32(255) if x.dtype == np.uint8 else x.astype(np.float32)
+        x -= (mean := x.mean(0, dtype=np.float64).astype(np.float32))   # scikit-learn's covariance subtracts products of means, which cancel far from zero
+        found = PCA(s.latent_dim, random_state=self.random_state_).fit(x)
+        net.mean.copy_(torch.from_numpy(mean + found.mean_)); net.components.copy_(torch.from_numpy(found.components_))
 
     def _embedding(self, net, x):
         with torch.autocast(x.device.type, enabled=False): return (x.flatten(1) - net.mean) @ net.components.T

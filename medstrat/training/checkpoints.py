@@ -8,6 +8,7 @@ __all__ = ['NOT_COMPARED', 'file_digest', 'seal', 'is_whole', 'read_checkpoint',
 # %% ../../nbs/01_training/03_checkpoints.ipynb #72d49d26
 import hashlib
 import json
+import os
 import reprlib
 import tempfile
 from pathlib import Path
@@ -19,19 +20,19 @@ from .presets import MACHINE
 # %% ../../nbs/01_training/03_checkpoints.ipynb #e40f7048
 _SEAL = b"medstrat-sha256:"
 
-def file_digest(f, size: int) -> bytes:  # 64 hexadecimal digits
-    "SHA-256 of the next `size` bytes of an open file, a megabyte at a time."
+def file_digest(f, size: int, copy=None) -> bytes:  # 64 hexadecimal digits
+    "SHA-256 of the next `size` bytes of an open file, a megabyte at a time; they are written to `copy`, where there is one."
     digest = hashlib.sha256()
-    while size > 0 and (block := f.read(min(size, 2**20))): digest.update(block); size -= len(block)
+    while size > 0 and (block := f.read(min(size, 2**20))):
+        digest.update(block)
+        size -= len(block)
+        if copy is not None: copy.write(block)
     return digest.hexdigest().encode()
 
 def seal(path):
-    "Append the check sum of a file to it."
-    size = Path(path).stat().st_size
-    with open(path, "r+b") as f:
-        digest = file_digest(f, size)
-        f.seek(size)
-        f.write(_SEAL + digest)
+    "Append the check sum of a file to it. A new file takes its place, with the mode that the umask says; Lightning's has one of its own."
+    with open(path, "rb") as old, open(f"{path}.sealed", "wb") as new: new.write(_SEAL + file_digest(old, Path(path).stat().st_size, new))
+    os.replace(f"{path}.sealed", path)
 
 def is_whole(path) -> bool:
     "Is this a sealed file, with every byte as it was written?"
