@@ -1,6 +1,7 @@
 "Runs: the folder, the papermill notebook, the command – and that nothing half done is ever taken for a run."
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from typer.testing import CliRunner
 import medstrat
 from medstrat import cli, runs
 from medstrat.methods.vaesim import VAESim
-from medstrat.runs import Request, compare, finish, free_folder, read_runs, run_name, start_run
+from medstrat.requests import claim_folder, partial, read_scalar
+from medstrat.runs import Request, compare, finish, read_runs, run_name, start_run
 from medstrat.training.presets import resolve
 from medstrat.training.saving import load_model
 
@@ -86,9 +88,11 @@ def test_names_of_folders(tmp_path):
         == "vae-k-means-heart-paper-seed3-on-val+test-channels=48-latent_dim=16"
     assert name(parameters=dict(verbose=False)) == name()
     assert "/" not in name(parameters=dict(checkpoint_dir="../a/b")) and not name(parameters=dict(checkpoint_dir="../a/b")).startswith(".")
-    assert free_folder(tmp_path, "a") == tmp_path / "a"
-    (tmp_path / "a").mkdir(); (tmp_path / "a-2").mkdir()
-    assert free_folder(tmp_path, "a") == tmp_path / "a-3"
+    assert name(target="finding", group=False) == "vaesim-digits-best-seed0-group=false-target=finding"
+    assert len(name(dataset="/x/" + "ü" * 200 + ".npz", parameters=dict(lr=0.5)).encode()) <= 150
+    assert claim_folder(tmp_path, "a") == tmp_path / "a"
+    (tmp_path / "a-2").mkdir()
+    assert claim_folder(tmp_path, "a") == tmp_path / "a-3"
 
 
 # ---- the folder
@@ -133,8 +137,9 @@ def test_a_run_never_overwrites(done, stripes, tmp_path):
     before = (folder / "run.json").read_bytes()
     with pytest.raises(FileExistsError, match="never overwrites"): start_run("vaesim", stripes, folder=folder, **SMALL)
     assert (folder / "run.json").read_bytes() == before
-    second = free_folder(done, folder.name)
+    second = claim_folder(done, folder.name)
     assert second.name == folder.name + "-2"
+    partial(second).rmdir()
 
 
 def test_parameters_are_recorded_under_their_own_names(stripes, tmp_path):
@@ -179,16 +184,143 @@ if when == "finish":
 def test_a_killed_run_is_no_run(when, stripes, tmp_path):
     died = python(KILLED, when, stripes, str(tmp_path), json.dumps(SMALL))
     assert died.returncode == -signal.SIGKILL, died.stderr[-2000:]
-    assert read_runs(tmp_path).empty and not [p for p in tmp_path.iterdir() if not p.name.startswith(".")]
-    for partial in tmp_path.glob(".*.partial"): (partial / "stale.png").write_bytes(b"old")     # a figure that the next run will not make
+    assert read_runs(tmp_path).empty
+    left, = tmp_path.iterdir()
+    assert left.name.endswith(".partial")
+    (left / "stale.png").write_bytes(b"old")     # a figure that the next run will not make
     folder = finish(start_run("vaesim", stripes, 0, out=tmp_path, **SMALL, trainer_options=None))     # the same name again
     assert len(read_runs(tmp_path)) == 1 and {p.name for p in folder.iterdir()} == FILES
 
 
-def test_a_failed_run_is_no_run(stripes, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "evaluate", lambda *a, **k: 1 / 0)
+def test_a_failed_training_leaves_nothing(stripes, tmp_path, monkeypatch):
+    monkeypatch.setattr(VAESim, "fit", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError): start_run("vaesim", stripes, out=tmp_path, **SMALL)
-    assert read_runs(tmp_path).empty
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("part, name", [("evaluate", "scores"), ("associations", "associations"), ("label_efficiency", "label_efficiency")])
+def test_what_fails_after_the_training_is_missing_with_its_reason(part, name, stripes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runs, part, lambda *a, **k: 1 / 0)
+    folder = finish(start_run("pixels+kmeans", stripes, out=tmp_path, n_clusters=3, verbose=False))
+    record = json.loads((folder / "run.json").read_text())
+    assert record["missing"] == {name: "ZeroDivisionError: division by zero"} and "left out (division by zero)" in capsys.readouterr().out
+    assert (folder / "model.safetensors").exists() and len(compare(read_runs(tmp_path))) == 1
+
+
+# ---- sets with few labels, many, or none
+
+def cohort(path, labels=None, test_labels=None, n=60, m=24, **columns):
+    X, labels = images(n + m, seed=5)[..., 0], {} if labels is None else {"train_labels": labels, "test_labels": test_labels}
+    np.savez(path, train_images=X[:n], test_images=X[n:], **labels, **{f"{s}_{k}": v[r] for k, v in columns.items() for s, r in (("train", slice(n)), ("test", slice(n, None)))})
+    return str(path)
+
+
+def quick(path, out, **words): return finish(start_run("pixels+kmeans", path, out=out, n_clusters=3, verbose=False, **words))
+
+
+def metrics(folder): return json.loads((folder / "run.json").read_text())["metrics"]
+
+
+def test_a_set_without_labels_runs(tmp_path):
+    folder = quick(cohort(tmp_path / "bare.npz", age=np.linspace(20, 80, 84)), tmp_path / "runs")
+    m = metrics(folder)
+    assert m["unscored"] == "no image of train and test has a label" and m["n_scored"] == 24 and m["active_clusters"] == 3 and "nmi" not in m
+    assert (pd.read_csv(folder / "assignments.csv").label == -1).all()
+    table = compare(read_runs(tmp_path / "runs"))
+    assert table.nmi.item() == "–" and table.active_clusters.item() == "3.000"
+
+
+def test_a_finding_can_be_chosen(tmp_path):
+    many = np.random.default_rng(0).random((84, 4)) < 0.4
+    path = cohort(tmp_path / "many.npz", many[:60].astype(np.uint8), many[60:].astype(np.uint8))
+    assert "unscored" in metrics(quick(path, tmp_path / "runs"))
+    folder = quick(path, tmp_path / "runs", target="label_2")
+    m, r = metrics(folder), json.loads((folder / "run.json").read_text())
+    assert m["majority_rate"] == pytest.approx(max(many[60:, 2].mean(), 1 - many[60:, 2].mean())) and r["parameters"]["target"] == "label_2"
+    assert len(compare(read_runs(tmp_path / "runs"))) == 2        # another target is another row
+    with pytest.raises(KeyError, match="label_9"): quick(path, tmp_path / "runs", target="label_9")
+
+
+def test_images_marked_as_unlabelled_are_not_scored(tmp_path):
+    y = np.arange(84) % 2
+    some = np.where(np.arange(84) % 3 == 0, -1, y)
+    m = metrics(quick(cohort(tmp_path / "some.npz", some[:60], some[60:]), tmp_path / "runs"))
+    assert (m["n_train"], m["n_scored"]) == (40, 16) and 0 <= m["probe_accuracy"] <= 1
+
+
+def test_codes_may_be_huge_and_images_few(tmp_path):
+    y = np.arange(84) % 2 + 254837009000
+    assert metrics(quick(cohort(tmp_path / "codes.npz", y[:60], y[60:]), tmp_path / "runs"))["majority_rate"] == 0.5
+    m = metrics(quick(cohort(tmp_path / "few.npz", y[:4], y[4:8], n=4, m=4), tmp_path / "runs"))
+    assert m["k_neighbors"] == 4
+
+
+def test_a_table_that_nothing_can_be_said_of(tmp_path):
+    "Hashes beyond 63 bits, dates as text, a constant, gaps: left out with a remark, or compared"
+    columns = dict(accession=np.arange(84, dtype=np.uint64) + np.uint64(2**63), day=np.array([f"2026-01-{1 + i % 28:02d}" for i in range(84)]), constant=np.ones(84), score=np.where(np.arange(84) % 5, 1.5, np.nan))
+    folder = quick(cohort(tmp_path / "odd.npz", **columns), tmp_path / "runs")
+    record = json.loads((folder / "run.json").read_text())
+    assert {a["column"] for a in record["associations"]} == set(columns) and record["missing"] == {}
+
+
+# ---- whose folder, whose data
+
+def test_equal_runs_at_once_get_folders_of_their_own(stripes, tmp_path):
+    a, b = (start_run("pixels+kmeans", stripes, out=tmp_path, n_clusters=3, verbose=False) for _ in range(2))      # the second begins while the first is in progress
+    assert {finish(b).name, finish(a).name} == {a.folder.name, a.folder.name + "-2"} and len(read_runs(tmp_path)) == 2
+
+
+def test_folders_are_claimed_by_one_only(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+    with ThreadPoolExecutor(8) as pool: claimed = list(pool.map(lambda _: claim_folder(tmp_path, "x"), range(40)))
+    assert len(set(claimed)) == 40
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_place_that_cannot_be_written_is_refused_before_training(place, stripes, tmp_path, monkeypatch):
+    monkeypatch.setattr(VAESim, "fit", lambda *a, **k: pytest.fail("trained"))
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Give another folder"): start_run("vaesim", stripes, out=tmp_path / place, **SMALL)
+
+
+def test_modes_respect_the_umask(stripes, tmp_path):
+    before = os.umask(0o027)
+    try: folder = quick(stripes, tmp_path / "runs")
+    finally: os.umask(before)
+    assert folder.stat().st_mode & 0o777 == 0o750 and {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {0o640}
+
+
+def test_two_files_of_one_name_are_two_sets(tmp_path):
+    for i, place in enumerate(("a", "b")):
+        (tmp_path / place).mkdir()
+        y = (np.arange(84) + i) % 2
+        quick(cohort(tmp_path / place / "xrays.npz", y[:60], y[60:]), tmp_path / "runs", seed=i)
+    shutil.copy(tmp_path / "a" / "xrays.npz", tmp_path / "xrays.npz")      # the same set at another place
+    quick(str(tmp_path / "xrays.npz"), tmp_path / "runs", seed=2)
+    table = compare(read_runs(tmp_path / "runs"))
+    assert sorted(table.seeds) == [1, 2] and all(name.startswith("xrays (") for name in table.index.get_level_values("dataset"))
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", '{"name": "another tool"}', '{"model": "VAESim", "parameters": 3}', "\xff"])
+def test_a_stray_record_is_named_and_left_out(text, done, tmp_path):
+    shutil.copytree(done, tmp_path / "runs")
+    (tmp_path / "runs" / "stray").mkdir()
+    (tmp_path / "runs" / "stray" / "run.json").write_bytes(text.encode("latin-1"))
+    with pytest.warns(UserWarning, match=r"stray.run\.json is left out"): assert len(read_runs(tmp_path / "runs")) == 3
+
+
+def test_patients_are_kept_whole_unless_told_otherwise(tmp_path):
+    X, patient = images(80)[..., 0], np.arange(80) // 4
+    np.savez(tmp_path / "cohort.npz", train_images=X, train_labels=np.arange(80) % 2, train_patient=patient, train_site=np.arange(80) // 8)
+    both = lambda run, column: set(run.splits.train.table[column]) & set(run.splits.test.table[column])
+    words = dict(model="pixels+kmeans", dataset=str(tmp_path / "cohort.npz"), out=tmp_path / "runs", n_clusters=3, verbose=False)
+    assert not both(start_run(**words), "patient") and not both(start_run(**words, group="site"), "site")
+    with pytest.warns(UserWarning, match="patient"): torn = start_run(**words, group=False)
+    assert both(torn, "patient") and any("patient" in n for n in torn.record["notices"])
+
+
+def test_seeds_of_any_size(stripes, tmp_path):
+    assert json.loads((quick(stripes, tmp_path, seed=20250101123000) / "run.json").read_text())["seed"] == 20250101123000
 
 
 def test_an_interrupted_run_says_so(stripes, tmp_path):
@@ -235,8 +367,8 @@ def test_the_notebook_reads_like_a_report(papermilled):
     tables = [o for o in outputs if "text/html" in o.get("data", {})]
     errors = [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
     assert len(pictures) >= 4 and len(tables) >= 3 and not errors, [o.get("text") for o in errors]
-    text = "".join("".join(o.get("text", "")) for o in outputs)
-    assert "VAESim on stripes, seed 3" in text and "NMI" in text
+    text = "".join("".join(o.get("text", "")) + "".join(o.get("data", {}).get("text/plain", "")) for o in outputs)
+    assert "VAESim on stripes, seed 3" in text and "NMI" in text and "missing" not in text
 
 
 def test_the_notebook_in_gray_and_colour_without_decoder(tmp_path, papermilled):
@@ -330,10 +462,18 @@ def test_table(done):
     assert got.exit_code == 0 and "VAESim" in got.output and "±" in got.output and "seeds" in got.output
 
 
-def test_values_are_read_as_yaml():
-    assert cli.parse_parameters(["latent_dim=16", "channels=[8, 16]", "lr=1e-3", "lr_schedule=cosine", "patience=null", "a=b=c", " x = 1"]) \
-        == dict(latent_dim=16, channels=[8, 16], lr="1e-3", lr_schedule="cosine", patience=None, a="b=c", x=1)
-    assert resolve(Request("vaesim", parameters=cli.parse_parameters(["lr=1e-3"])).estimator())[0].lr == 0.001      # YAML 1.1 calls this text; the check makes it a number
+@pytest.mark.parametrize("text", ["16", "016", "-3", "1e-3", "1:30", "True", "true", "None", "null", "no", "none", "[8,16]", "[8, '16']", "{affine: 0.5}", "'16'", '"null"', "1_000", "nan", "b=c", " 5 ", "[a, null]", "é"])
+def test_both_doors_read_the_same(text):
+    from papermill.cli import _resolve_type
+    assert repr(read_scalar(text)) == repr(_resolve_type(text)), "the first step is papermill's"
+    assert cli.parse_parameters([f"x={text}"]) == {"x": read_scalar(text)} or text == "nan"
+
+
+def test_values_of_both_doors():
+    asked = Request("dec", parameters=cli.parse_parameters(["hidden=[8, 016]", "lr=1e-3", "image_size=null", "augment={affine: 0.5}", "n_clusters=007"]))
+    asked.estimator()
+    assert asked.parameters == dict(hidden=(8, 16), lr=0.001, image_size=None, augment={"affine": 0.5}, n_clusters=7)
+    with pytest.raises(ValueError, match="epochs"): Request("dec", parameters=cli.parse_parameters(["epochs=1:30"])).estimator()
 
 
 def test_ctrl_c_ends_the_command_in_order(stripes, tmp_path):
