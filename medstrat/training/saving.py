@@ -41,8 +41,10 @@ def write_tensors(path, tensors: dict, header: dict):
     tensors, text = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, json.dumps(header, default=os.fspath)
     if len(text) > LARGEST // 2: raise ValueError(f"the header of {str(path)!r} would have {len(text):,} characters, more than a file may hold ({LARGEST // 2:,}). Shorten the history_.")
     part = Path(f"{path}.{os.getpid()}.part")
-    part.write_bytes(save(tensors, metadata=dict(medstrat=text, sha256=tensors_digest(tensors, text))))   # by Python, so that the umask is respected
-    part.replace(path)
+    try:
+        part.write_bytes(save(tensors, metadata=dict(medstrat=text, sha256=tensors_digest(tensors, text))))   # by Python, so that the umask is respected
+        part.replace(path)
+    finally: part.unlink(missing_ok=True)
 
 # %% ../../nbs/01_training/03_saving.ipynb #98bc4929
 def read_tensors(path) -> tuple:  # (header, tensors)
@@ -67,7 +69,8 @@ def read_tensors(path) -> tuple:  # (header, tensors)
 # %% ../../nbs/01_training/03_saving.ipynb #fc4902b9
 def _read_model(path) -> tuple:  # (header, tensors)
     header, tensors = read_tensors(path)
-    if "labels_" not in tensors or "method" not in header: raise ValueError(f"{str(path)!r} is not a model saved by medstrat (it holds something else of ours).")
+    missing = {"method", "own_networks"} - set(header) | {"labels_"} - set(tensors)
+    if missing: raise ValueError(f"{str(path)!r} is not a model saved by medstrat (it has no {', '.join(sorted(missing))}).")
     return header, tensors
 
 def read_header(
@@ -116,12 +119,11 @@ def load_model(
 ):
     "Load a fitted estimator; the method's name is in the file."
     header, tensors = _read_model(path)
-    try: missing = set(header["own_networks"]) - set(networks)
-    except (KeyError, TypeError) as e: raise ValueError(f"{str(path)!r} is not a model saved by medstrat ({e}).") from None
+    missing = set(header["own_networks"]) - set(networks)
     if missing: raise ValueError(f"{str(path)!r} was fitted with networks of your own: give {', '.join(f'{m}=…' for m in sorted(missing))} to load it.")
     model = (cls or get_method(header["method"]))()
     try: _rebuild(model, header, tensors, networks)
-    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as e: raise ValueError(f"the content of {str(path)!r} does not fit the networks: {e}") from None
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as e: raise ValueError(f"the weights or settings in {str(path)!r} do not fit the networks: {e}") from None
     return model
 
 def _rebuild(model, header: dict, tensors: dict, networks: dict):
