@@ -150,6 +150,16 @@ def _show_rows(s:ImageSet, by, n:int) -> list: # [(text, row numbers)]
     return [(f"{names.get(v, v)}\nn = {len(rows)}", _evenly(rows, n)) for v, rows in groups]
 
 # %% ../../nbs/00_data/00_images.ipynb #03e51199
+def _white(images): return 255 if images.dtype == np.uint8 else 1
+
+def _strip(images:np.ndarray, rows, n:int) -> np.ndarray: # H × n·(W+gap)−gap, × 3 for colour
+    "Images side by side, on white"
+    _, h, w, c = images.shape
+    gap = max(1, w // 16)
+    strip = np.full((h, n * (w + gap) - gap, c), _white(images), images.dtype)
+    for i, row in enumerate(rows): strip[:, i*(w + gap):i*(w + gap) + w] = images[row]
+    return strip.squeeze(-1) if c == 1 else strip
+
 @patch
 def show(self:ImageSet,
     by:str=None,     # a column of the table: one row of pictures a value; None: the label, if there is one
@@ -161,12 +171,11 @@ def show(self:ImageSet,
     by = self.target if by is None else by
     rows = _show_rows(self, by, n)
     shown = rows[:max_rows]
-    fig, axes = plt.subplots(len(shown), n, figsize=(n + 1.2, 1.05*len(shown) + .45), squeeze=False, layout="constrained")
-    for ax in axes.flat: ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
-    for (text, members), line in zip(shown, axes, strict=True):
-        line[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=10)
-        for i, ax in zip(members, line, strict=False):
-            ax.imshow(self.images[i].squeeze(-1) if self.shape[-1] == 1 else self.images[i], cmap="gray", vmin=0, vmax=255 if self.images.dtype == np.uint8 else 1)
+    fig, axes = plt.subplots(len(shown), 1, figsize=(n + 1.2, 1.05*len(shown) + .45), squeeze=False, layout="constrained")
+    for (text, members), ax in zip(shown, axes[:, 0], strict=True):   # a row is one picture: panels are slow to lay out
+        ax.imshow(_strip(self.images, members, n), cmap="gray", vmin=0, vmax=_white(self.images))
+        ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
+        ax.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=10)
     left = "" if len(shown) == len(rows) else f", the first {len(shown)} of {len(rows)} values"
     fig.suptitle(self.name + (f" by {by}" if by is not None else "") + left, fontsize=11)
     plt.close(fig)  # the caller shows the figure; otherwise a notebook would show it twice
