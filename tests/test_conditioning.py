@@ -502,7 +502,7 @@ def test_resume(method, stop, S, tmp_path):
 def test_resume_with_another_condition(S, tmp_path):
     quick(checkpoint_dir=tmp_path, epochs=1).fit(S, condition="color")
     for other in (None, "age", "stage", ["color", "age"], S.table.color.to_numpy()[::-1]):
-        with pytest.raises(ValueError, match="belongs to another training: its (condition|settings)"): quick(epochs=1).fit(S, condition=other, resume=tmp_path / "last.ckpt")
+        with pytest.raises(ValueError, match="belongs to another training: condition"): quick(epochs=1).fit(S, condition=other, resume=tmp_path / "last.ckpt")
     assert quick(epochs=1).fit(S, condition="color", resume=tmp_path / "last.ckpt").covariates_.names == ["color"]
 
 
