@@ -165,17 +165,13 @@ def plot_embedding(
 ): # matplotlib Figure
     "True labels | clusters, numbered, prototypes on top (VAESim, Figs 4, 6) | labels of the clusters (contrastive autoencoder, Figs 3, 4); ValueError where lengths differ."
     xy, clusters = np.asarray(xy), np.asarray(clusters)
-    title = "clusters" if prototypes_xy is None else "clusters and prototypes (◆)"
-    panels = [(t, np.asarray(v)) for t, v in (("true labels", labels), (title, clusters), ("labels of the clusters", mapped)) if v is not None]
+    panels = [(t, np.asarray(v)) for t, v in (("true labels", labels), ("clusters" if prototypes_xy is None else "clusters and prototypes (◆)", clusters), ("labels of the clusters", mapped)) if v is not None]
     if any(len(v) != len(xy) for _, v in panels): raise ValueError(f"{len(xy)} points, but {', '.join(f'{len(v)} {t}' for t, v in panels)}; take labels[index] and clusters[index] with the index from embed_2d")
     fig, axes = plt.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False, figsize=(WIDTH, .8 + np.clip(8.6 / len(panels) * np.divide(*(np.ptp(xy, axis=0)[::-1] + 1e-9)), 2, 5)))
     found, dots = np.unique(np.concatenate([v[:0] if v is clusters else v for _, v in panels])), dict(s=max(3, min(20, 15_000 / len(xy))) * 2 / len(panels), linewidth=0)
     for ax, (title, values) in zip(axes[0], panels, strict=True):
         ax.set(title=title, aspect="equal"); ax.set_axis_off()
-        if values is clusters:
-            ax.scatter(*xy.T, color=cluster_colors(clusters.max() + 1)[clusters], alpha=.7, **dots)
-            _number_clusters(ax, xy, clusters, prototypes_xy)
-            continue
+        if values is clusters: ax.scatter(*xy.T, color=cluster_colors(clusters.max() + 1)[clusters], alpha=.7, **dots); _number_clusters(ax, xy, clusters, prototypes_xy); continue
         for value, name, color in zip(found, _names(found, classes), cluster_colors(len(found)), strict=True): ax.scatter(*xy[values == value].T, color=color, label=name, **dots)
     if len(found): axes[0, 0].legend(loc="upper center", bbox_to_anchor=(.5, -.02), ncols=min(5, len(found)), markerscale=(36 / dots["s"]) ** .5, handletextpad=.1, columnspacing=1)
     return fig
