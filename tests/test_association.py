@@ -150,7 +150,7 @@ def test_order_of_rows_does_not_matter_for_the_patients_found():
 def test_false_positives(few_large):
     "No association: patients exchanged keep the 5 % level, also where the value goes with the number of images; images exchanged do not"
     rng, p = np.random.default_rng(1), []
-    for seed in range(150):
+    for seed in range(100):
         size = np.r_[np.full(6, 40), np.ones(54, int)] if few_large else rng.integers(1, 9, 60)
         value = np.where(rng.random(60) < .2, rng.integers(2, size=60), size > np.median(size))
         u = np.repeat(np.arange(60), size)
@@ -267,7 +267,7 @@ def check(fig):
     return fig
 
 
-@pytest.mark.parametrize("K", [2, 6, 10, 40, 80])
+@pytest.mark.parametrize("K", [2, 10, 40, 60])
 def test_columns_are_legible(K):
     rng = np.random.default_rng(0)
     n, k = 20 * K, np.concatenate([np.arange(K), rng.integers(K, size=19 * K)])
