@@ -1,6 +1,9 @@
 "What the tests share: tiny images, tiny networks, and a way to stop a training in the middle."
+import multiprocessing
 import os
 import signal
+import sys
+from pathlib import Path
 
 # One thread a process, for this one and all that it starts (notebooks' kernels, commands), and as many processes as cores (pytest-xdist): threads of
 # numerical libraries wait by spinning, and two processes with two threads each on two cores hardly get on. Before anything imports those libraries.
@@ -22,6 +25,25 @@ ALL = [m.name for m in list_methods()]
 METHODS = [m for m in ALL if m not in ("CDVaDE", "transfer", "features + k-means")]
 DEEP = [m for m in METHODS if m not in ("pixels + k-means", "PCA + k-means")]   # those which train by gradient
 PRETRAINED = [m for m in METHODS if "pretrain_epochs" in get_method(m).__dataclass_fields__]    # those which begin with an autoencoder's training
+
+
+_context = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
+if os.name != "nt": _context.set_forkserver_preload(["torch", "pytorch_lightning", "medstrat.runs", "medstrat.evaluation.figures", "sklearn.cluster", "sklearn.mixture", "nbdev.test", "nbdev.serve_drv", "nbformat", "IPython", "conftest"])
+
+
+def _apart(log, work, args):
+    with open(log, "w") as f:
+        for fd in (1, 2): os.dup2(f.fileno(), fd)
+    sys.stdout, sys.stderr = (open(fd, "w", closefd=False) for fd in (1, 2))
+    work(*args)
+
+
+def apart(work, *args, log):
+    "`work(*args)` in a fresh process that need not import PyTorch once more; returns the exit status, and what was written to the file `log`"
+    process = _context.Process(target=_apart, args=(str(log), work, args))
+    process.start()
+    process.join()
+    return process.exitcode, Path(log).read_text()
 
 
 def images(n=60, side=16, seed=0, channels=1, width=None):

@@ -1,10 +1,9 @@
 """Every notebook runs from top to bottom; one case a notebook, so that a failure has a name."""
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import apart
 
 root = Path(__file__).parent.parent
 notebooks = sorted(p.relative_to(root).as_posix() for p in (root / "nbs").rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in p.parts))
@@ -18,10 +17,14 @@ def data_is_there():
 def test_there_are_notebooks(): assert len(notebooks) > 10
 
 
+def _run(path, flags):
+    os.chdir(root)
+    from nbdev.test import nbdev_test
+    nbdev_test.__wrapped__(path=path, flags=flags, n_workers=0)
+
+
 @pytest.mark.parametrize("path", notebooks)
-def test_notebook(path):
-    command = [str(Path(sys.executable).parent / "nbdev_test"), "--path", path, "--n_workers", "0"]
-    if data_is_there(): command += ["--flags", "data"]    # cells that need a set which is not embedded
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    assert "Success" in done.stdout
+def test_notebook(path, tmp_path):
+    "As the command `nbdev_test` does it"
+    status, said = apart(_run, path, "data" if data_is_there() else "", log=tmp_path / "log")    # the flag: cells that need a set which is not embedded
+    assert status == 0 and "Success" in said, said[-4000:]

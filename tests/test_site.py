@@ -1,40 +1,31 @@
 """The site without Quarto: what nbdev makes of each notebook before Quarto sees it. Nothing a reader needs may get lost on the way."""
 import json
-import multiprocessing
 import os
 import re
-import traceback
 
 import nbformat
 import pytest
 import yaml
 
+from conftest import apart
 from test_docs import names, root
 
 EXPORTED = re.compile(r"^#\|\s*exports?\b", re.M)
 
 
-def _process(name, target, said):
-    "In a process of its own: exported cells register their classes a second time"
-    try:
-        os.chdir(root)
-        os.environ["IN_TEST"] = "1"
-        from nbdev.processors import FilterDefaults
-        from nbdev.serve_drv import exec_nb
-        exec_nb(root / "nbs" / name, target, FilterDefaults)
-    except BaseException: said.put(traceback.format_exc())
-    else: said.put("")
+def _process(name, target):
+    os.chdir(root)
+    os.environ["IN_TEST"] = "1"
+    from nbdev.processors import FilterDefaults
+    from nbdev.serve_drv import exec_nb
+    exec_nb(root / "nbs" / name, target, FilterDefaults)
 
 
 def process(name, folder):
-    "The notebook as `nbdev_docs` hands it to Quarto"
-    target, context = folder / "page.ipynb", multiprocessing.get_context("fork")    # torch is there already; only the docs' own imports are made again
-    said = context.Queue()
-    worker = context.Process(target=_process, args=(name, target, said))
-    worker.start()
-    trouble = said.get()
-    worker.join()
-    assert not trouble, f"{name}: {trouble[-3000:]}"
+    "The notebook as `nbdev_docs` hands it to Quarto; in a process of its own, as exported cells register their classes a second time"
+    target = folder / "page.ipynb"
+    status, said = apart(_process, name, target, log=folder / "log")
+    assert status == 0, f"{name}: {said[-3000:]}"
     return json.loads(target.read_text())["cells"]
 
 
