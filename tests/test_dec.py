@@ -885,10 +885,11 @@ def test_a_model_from_a_pretrained_one_can_be_saved(as_text, X, saved, tmp_path)
 def test_files_and_parameters(method, quarters, refined, tmp_path):
     a, X = refined[method], quarters[0]
     a.save(tmp_path / "m")
-    for b in (type(a).load(tmp_path / "m"), load_model(tmp_path / "m")):
+    loaded, by_name = type(a).load(tmp_path / "m"), load_model(tmp_path / "m")
+    for b in (loaded, by_name):
         assert same_weights(a, b) and (a.predict_proba(X) == b.predict_proba(X)).all() and (a.sample(4, cluster=1) == b.sample(4, cluster=1)).all() and b.name == a.name == method
         pd.testing.assert_frame_equal(a.history_, b.history_)
-        assert same_weights(clone(b).fit(X), a)
+    assert repr(loaded) == repr(by_name) and same_weights(clone(loaded).fit(X), a)
     c = clone(a).set_params(alpha=3.0, tol=0.5, update_interval="epoch")
     assert c.alpha == 3.0 and a.alpha is None and c.fit(X).module_.bank.alpha == 3.0 and a.module_.bank.alpha == 1.0
     c.save(tmp_path / "c")
