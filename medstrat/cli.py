@@ -44,7 +44,7 @@ def kernel_manager():
     from jupyter_client.manager import AsyncKernelManager
     class ThisPython(AsyncKernelManager):
         @property
-        def kernel_spec(self): return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "--log-level=ERROR", "-f", "{connection_file}"],
+        def kernel_spec(self): return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "--log-level=CRITICAL", "-f", "{connection_file}"],
                                                  display_name="this Python", language="python")
     return ThisPython
 

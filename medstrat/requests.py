@@ -29,11 +29,12 @@ def read_scalar(
 
 def read_value(
     value, # what came through a door; anything but text is taken as it is
+    name:str="", # of the parameter, for the message
 ):         # text that stands for a list, a dictionary or None becomes that
     "The value that a text means: `[8,16]`, `{affine: 0.5}`, `null`, `'quoted'`. ValueError for brackets that do not close."
     if not isinstance(value, str) or not value.strip().startswith(("[", "{", "'", '"')): return None if value == "null" else value
     try: return _node(yaml.compose(value, Loader=yaml.SafeLoader))
-    except yaml.YAMLError as e: raise ValueError(f"cannot read the value {value!r}: {str(e).splitlines()[0]}.") from None
+    except yaml.YAMLError as e: raise ValueError(f"cannot read the value {name}={value!r}: {str(e).splitlines()[0]}.") from None
 
 def _node(node):
     "A YAML node as Python's values; scalars by `read_scalar`, unless they are quoted."
@@ -61,7 +62,7 @@ class Request:
         "The estimator, with everything checked."
         cls, self.dataset = get_method(str(self.model)), str(self.dataset)
         allowed = [f.name for f in fields(cls) if f.name not in _FIXED]
-        given = {match_name(k, allowed, f"parameter of {cls.name}"): read_value(v) for k, v in self.parameters.items()}
+        given = {match_name(k, allowed, f"parameter of {cls.name}"): read_value(v, k) for k, v in self.parameters.items()}
         find_dataset(self.dataset, self.data_dir)
         self.preset, self.on = match_name(self.preset, list(CHAINS), "preset"), match_name(self.on, ["test", "val", "val+test"], "split to score (on)")
         model = cls(**given, preset=self.preset, random_state=_whole(self.seed))

@@ -120,8 +120,9 @@ def _score(run: Run, clock) -> Run:
     if "unscored" not in run.evaluation.metrics:
         train, scored = labelled(run.encoded["train"]), labelled(_scored(run.encoded, run.request.on))
         if len(np.unique(train.labels)) > 1: run.label_efficiency = run.attempt("label_efficiency", lambda: label_efficiency(train, scored, seed=seed))
-        if run.label_efficiency is not None: run.label_efficiency.to_csv(run.partial / "label_efficiency.csv", index=False)
-        clock("label_efficiency")
+        if run.label_efficiency is not None:
+            run.label_efficiency.to_csv(run.partial / "label_efficiency.csv", index=False)
+            clock("label_efficiency")
     run.record = describe_run(run, clock.seconds)
     return run
 

@@ -17,7 +17,8 @@ from medstrat import cli
 from medstrat.data import brats as chapter
 from medstrat.data.collections import COLLECTIONS, read_brats, read_refuge
 from medstrat.data.named import list_datasets, load_dataset
-from medstrat.runs import find_dataset, finish, start_run
+from medstrat.requests import find_dataset
+from medstrat.runs import finish, start_run
 
 KINDS = ("t1", "t1ce", "t2", "flair")
 

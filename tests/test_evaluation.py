@@ -87,7 +87,6 @@ def test_encoded_accepts_tensors_and_stays_as_it_is():
     (lambda s: None, {"on": "train"}, "never on train"),
     (lambda s: None, {"n_clusters": 3}, "n_clusters=3"),
     (lambda s: None, {"k": 0}, "k=0"),
-    (lambda s: None, {"k": 301}, "301"),
     (lambda s: None, {"probe_fraction": 20}, "0.2"),
     (lambda s: None, {"n_boot": 0}, "n_boot=0"),
 ])

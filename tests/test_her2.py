@@ -8,7 +8,8 @@ from PIL import Image
 
 from medstrat.data.her2 import read_her2
 from medstrat.data.named import list_datasets, load_dataset
-from medstrat.runs import find_dataset, finish, start_run
+from medstrat.requests import find_dataset
+from medstrat.runs import finish, start_run
 
 CODES = ("FD", "H1", "ND")
 

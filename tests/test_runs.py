@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import images
+from conftest import apart, images
 from typer.testing import CliRunner
 
 import medstrat
@@ -163,27 +163,20 @@ def test_tables(done):
 
 # ---- a run that is killed
 
-KILLED = """
-import os, signal, sys, json
-import pytorch_lightning as pl
-from medstrat import runs
-when, dataset, out, small = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
-die = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
-class Die(pl.Callback):
-    def on_train_batch_end(self, *a): die()
-options = dict(callbacks=[Die()]) if when == "fit" else None
-run = runs.start_run("vaesim", dataset, 0, out=out, **small, trainer_options=options)
-if when == "finish":
-    import pathlib
-    pathlib.Path.rename = die
-    runs.finish(run)
-"""
+def _killed(when, dataset, out):
+    import pytorch_lightning as pl
+    die = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
+    class Die(pl.Callback):
+        def on_train_batch_end(self, *a): die()
+    run = start_run("vaesim", dataset, 0, out=out, **SMALL, trainer_options=dict(callbacks=[Die()]) if when == "fit" else None)
+    Path.rename = die
+    finish(run)
 
 
 @pytest.mark.parametrize("when", ["fit", "finish"])
-def test_a_killed_run_is_no_run(when, stripes, tmp_path):
-    died = python(KILLED, when, stripes, str(tmp_path), json.dumps(SMALL))
-    assert died.returncode == -signal.SIGKILL, died.stderr[-2000:]
+def test_a_killed_run_is_no_run(when, stripes, tmp_path_factory, tmp_path):
+    status, said = apart(_killed, when, stripes, str(tmp_path), log=tmp_path_factory.mktemp("log") / "log")
+    assert status == -signal.SIGKILL, said[-2000:]
     assert read_runs(tmp_path).empty
     left, = tmp_path.iterdir()
     assert left.name.endswith(".partial")
@@ -371,18 +364,19 @@ def test_the_notebook_reads_like_a_report(papermilled):
     assert "VAESim on stripes, seed 3" in text and "NMI" in text and "missing" not in text
 
 
-def test_the_notebook_in_gray_and_colour_without_decoder(tmp_path, papermilled):
+def test_the_notebook_without_labels_in_colour_without_decoder(tmp_path, papermilled):
     path = tmp_path / "rgb.npz"
-    np.savez(path, **{f"{s}_{k}": v for s, n in dict(train=40, test=30).items() for k, v in dict(images=images(n, channels=3), labels=np.arange(n) % 3).items()})
-    _papermill(tmp_path, model="kmeans", dataset=str(path), out="here", n_clusters=2)
-    assert len(read_runs(tmp_path / "here")) == 1
+    np.savez(path, train_images=images(40, channels=3), test_images=images(30, seed=1, channels=3))
+    nb = _papermill(tmp_path, model="kmeans", dataset=str(path), out="here", n_clusters=2)
+    folder, = (tmp_path / "here").iterdir()
+    assert json.loads((folder / "run.json").read_text())["missing"] == {} and (folder / "latent_space.png").exists() and not (folder / "composition.png").exists()
+    assert "no scores: no image of train and test has a label" in json.dumps(nb)
 
 
-@pytest.mark.parametrize("wrong, says", [(dict(latent_dimm=4), "Did you mean 'latent_dim'"), (dict(model="vaesin"), "Did you mean 'VAESim'")], ids=str)
-def test_the_notebook_refuses_what_it_does_not_know(wrong, says, stripes, tmp_path, papermilled):
+def test_the_notebook_refuses_what_it_does_not_know(stripes, tmp_path, papermilled):
     from papermill.exceptions import PapermillExecutionError
-    with pytest.raises(PapermillExecutionError) as e: _papermill(tmp_path, **dict(dict(dataset=stripes, out="here", **SMALL), **wrong))
-    assert e.value.ename == "ValueError" and says in e.value.evalue
+    with pytest.raises(PapermillExecutionError) as e: _papermill(tmp_path, dataset=stripes, out="here", **SMALL, latent_dimm=4)
+    assert e.value.ename == "ValueError" and "Did you mean 'latent_dim'" in e.value.evalue
     assert not (tmp_path / "here").exists()
 
 
