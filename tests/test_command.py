@@ -30,14 +30,17 @@ def foreign(tmp_path_factory):
     patient = np.r_[np.arange(40), 40 + np.arange(80) // 2]
     np.savez(folder / "cohort.npz", train_images=images(120)[..., 0], train_labels=np.arange(120) % 2, train_patient=patient,
              test_images=images(40, seed=1)[..., 0], test_labels=np.arange(40) % 2, test_patient=500 + np.arange(40) // 2)
-    got = run("pixels+kmeans", "--dataset", folder / "cohort.npz", "--out", folder / "runs", "-p", "n_clusters=3", env=dict(JUPYTER_PATH=str(folder / "jupyter"), MPLBACKEND="agg") | slurm)
+    got = run("pixels+kmeans", "--dataset", folder / "cohort.npz", "--seed", 2, "--out", "runs", "-p", "n_clusters=3", cwd=folder, env=dict(JUPYTER_PATH=str(folder / "jupyter"), MPLBACKEND="agg") | slurm)
     return got, folder / "runs"
 
 
 def test_a_run_in_a_hostile_environment(foreign):
     got, out = foreign
     record, = out.glob("*/run.json")
-    assert got.returncode == 0 and json.loads(record.read_text())["metrics"]["n_scored"] == 40, got.stderr[-2000:]
+    assert got.returncode == 0, got.stderr[-2000:]
+    read = json.loads(record.read_text())
+    assert (read["metrics"]["n_scored"], read["seed"]) == (40, 2) and [p.name for p in out.iterdir()] == [record.parent.name]
+    assert "majority rate 0.500" in got.stdout and str(record.parent) in got.stdout and len(got.stdout.splitlines()) <= 3
     assert not got.stderr.strip(), "the kernel is the running Python; nothing is said that a user did not ask for"
     outputs = [o for c in json.loads(record.with_name("report.ipynb").read_text())["cells"] if c["cell_type"] == "code" for o in c["outputs"]]
     pictures = sum("image/png" in o.get("data", {}) for o in outputs)

@@ -47,9 +47,9 @@ _TALKERS = ("pytorch_lightning", "lightning_fabric", "lightning_utilities", "fss
 @contextmanager
 def quiet_lightning():
     "Silence what Lightning says about devices, data loaders and checkpoints; errors and other warnings stay."
-    known = [n for n in logging.root.manager.loggerDict if n.partition(".")[0] in _TALKERS]
-    loggers = [logging.getLogger(n) for n in {*_TALKERS, *known}]
-    levels = [log.level for log in loggers]
+    known = (logging.getLogger(n) for n in list(logging.root.manager.loggerDict) if n.partition(".")[0] in _TALKERS)
+    loggers = {logging.getLogger(n) for n in _TALKERS} | {log for log in known if log.level}   # the others do as these
+    levels = {log: log.level for log in loggers}
     for log in loggers: log.setLevel(max(log.level, logging.ERROR))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning.*")
@@ -57,7 +57,7 @@ def quiet_lightning():
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.utils.*")
         try: yield
         finally:
-            for log, level in zip(loggers, levels): log.setLevel(level)
+            for log, level in levels.items(): log.setLevel(level)
 
 # %% ../../nbs/01_training/02_isolation.ipynb #8e48cd3e
 @contextmanager
