@@ -64,16 +64,6 @@ def test_links_resolve(name):
 
 
 @pytest.mark.parametrize("name", names)
-def test_converts_with_pandoc(name):
-    pypandoc = pytest.importorskip("pypandoc")
-    notebook = nbformat.read(root / "nbs" / name, 4)
-    for output in (o for c in notebook.cells if c.cell_type == "code" for o in c.outputs):
-        if "execution_count" in output: output["execution_count"] = 1   # pandoc wants a number where nbdev_clean leaves none
-    html = pypandoc.convert_text(nbformat.writes(notebook), "html", format="ipynb")
-    assert len(html) > 1000
-
-
-@pytest.mark.parametrize("name", names)
 def test_style(name):
     cells = nbformat.read(root / "nbs" / name, 4).cells
     assert len(cells) <= 70

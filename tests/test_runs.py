@@ -20,7 +20,6 @@ from medstrat import cli, runs
 from medstrat.methods.vaesim import VAESim
 from medstrat.requests import claim_folder, partial, read_scalar
 from medstrat.runs import Request, compare, finish, read_runs, run_name, start_run
-from medstrat.training.presets import resolve
 from medstrat.training.saving import load_model
 
 ROOT = Path(__file__).parents[1]

@@ -84,7 +84,11 @@ def exported_names_are_documented(source, cells):
 
 def no_markup_is_left(cells):
     for cell in cells:
-        if cell["cell_type"] == "markdown": assert not re.search(r"^#\|", without_code(text(cell)), re.M), f"a directive is left in the text: {text(cell)[:200]}"
+        if cell["cell_type"] == "markdown":
+            prose = without_code(text(cell))
+            assert not re.search(r"^#\|", prose, re.M), f"a directive is left in the text: {prose[:200]}"
+            nested = re.search(r".*\[\[`[^`]*`\]\([^)]*\)\]\(.*", prose)
+            assert not nested, f"nbdev makes a link of the name inside a link; no backticks there: {nested[0][:200]}"
         for output in cell.get("outputs", []):
             shown = "".join(output.get("data", {}).get("text/markdown", []))
             for code in re.findall(r"```.*?```", shown, re.S):
