@@ -9,7 +9,6 @@ __all__ = ['PretrainMixin', 'layer_pairs', 'load_autoencoder']
 import hashlib
 import json
 import math
-import os
 import warnings
 import zlib
 from dataclasses import dataclass

@@ -12,11 +12,10 @@ from typing import Literal
 import numpy as np
 import torch
 from fastcore.basics import patch
-from sklearn.utils.validation import check_is_fitted
 
 from ..prototypes import PrototypeBank, PrototypesMixin, orthogonality, similarity, temperature
 from ..training.phases import Phase
-from ..training.presets import Count, Epochs, NonNegative, Positive, Share, Value, register
+from ..training.presets import Epochs, NonNegative, Positive, Share, Value, register
 from ..vae import VAE, kl_normal, reparameterise
 
 # %% ../../nbs/05_methods/01_vaesim.ipynb #5801e35e
