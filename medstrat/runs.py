@@ -60,7 +60,7 @@ class Run:
             from IPython.display import Image
             path = self.partial / f"{name}.png"
             draw().savefig(path, dpi=150, bbox_inches="tight")   # drawn once, and the same whatever backend is set
-            return Image(path.read_bytes(), retina=True)
+            return Image(path.read_bytes())
         return self.attempt(name, work)
 
 # %% ../nbs/06_runs.ipynb #97682fa1

@@ -53,6 +53,7 @@ def test_page(page):
     prose_survives(source, cells)
     exported_names_are_documented(source, cells)
     no_markup_is_left(cells)
+    pictures_fit(cells)
 
 
 def title_and_subtitle_survive(source, cells):
@@ -94,3 +95,8 @@ def no_markup_is_left(cells):
             for code in re.findall(r"```.*?```", shown, re.S):
                 linked = re.search(r".*\]\(.*", code)
                 assert not linked, f"a link inside code is shown as it is written; no backticks in comments of parameters: {linked[0][:200]}"
+
+
+def pictures_fit(cells):
+    for output in (o for cell in cells for o in cell.get("outputs", [])):
+        assert not output.get("metadata", {}).get("image/png"), "a picture of a given width is cut where the page is narrower"
