@@ -120,6 +120,7 @@ def _complete(name:str, sets:dict, group, carve_val:bool, notices:list) -> Split
             made = split(sets["train"], group=group or False, **{"test": 0, "val": 0, part: share})
             sets |= {"train": made.train, part: getattr(made, part)}
             notices.append(f"{name} comes without a {part} split: a fixed {share:.0%} of its training images was set aside{how}.")
+            notices += made.notices
     if watched := group or patient: notices += [_notice(f"{name}: {t}") for t in _torn(sets, watched)]
     return Splits(name, sets["train"], sets["val"], sets["test"], tuple(notices))
 

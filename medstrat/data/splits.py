@@ -6,6 +6,7 @@
 __all__ = ['Splits', 'group_column', 'split']
 
 # %% ../../nbs/00_data/00_splits.ipynb #84daad7c
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -132,6 +133,14 @@ def _check_split(s:ImageSet, test:float, val:float, group):
                                   f"but there are: {rare} (images by class). Leave out or merge such classes.")
     elif len(s) < need: raise ValueError(f"{s.name} has {len(s)} images, too few for {need} parts.")
 
+# %% ../../nbs/00_data/00_splits.ipynb #a16870f9
+def _absent(made:Splits) -> tuple: # remarks
+    "Say so when a part has no image of a class: where few groups hold a class, they may all fall on other sides"
+    if made.train.target is None: return ()
+    labels = {p: {c for c in np.unique(getattr(made, p).labels) if c >= 0} for p in made.split_names}   # below 0: no label
+    return tuple(f"{made.name}: {p} has no image of {', '.join(repr(made.train.classes[c]) for c in sorted(lost))}: too few groups hold this class. "
+                 "Another seed may split it, or a finer grouping." for p, have in labels.items() if (lost := set().union(*labels.values()) - have))
+
 # %% ../../nbs/00_data/00_splits.ipynb #856d831e
 def split(
     images,         # ImageSet, or whatever as_images takes
@@ -151,4 +160,6 @@ def split(
         take = (np.array([], int) if not fraction else _draw(y, fraction, rng, 1 + (part == "test" and val > 0)) if group is None
                 else _draw_groups(y, s.column(group).to_numpy()[rest], fraction, rng))
         out[part], rest = s[rest[take]] if len(take) else None, np.delete(rest, take)
-    return Splits(s.name, s[rest], out["val"], out["test"])
+    made = Splits(s.name, s[rest], out["val"], out["test"])
+    for text in (absent := _absent(made)): warnings.warn(text, stacklevel=2)
+    return replace(made, notices=absent)
