@@ -69,7 +69,7 @@ def _check_keys(arrays:dict, source:str):
     for part, keys in extra.items():
         if keys and keys != extra["train"]: raise ValueError(
             f"{source}: {part} and train need the same arrays, but one of them lacks: "
-            f"{', '.join(sorted(keys ^ extra['train']))}. {here}")
+            f"{', '.join(sorted(keys ^ extra['train']))}. Add it, or leave it out of all parts; a label that is not known is written as -1. {here}")
 
 # %% ../../nbs/00_data/01_folders.ipynb #cddbb211
 def read_npz(
