@@ -7,6 +7,7 @@ __all__ = ['app', 'notebook_path', 'parse_parameters', 'RunFailed', 'kernel', 'e
            'main']
 
 # %% ../nbs/10_cli.ipynb #d9877567
+import os
 import signal
 import sys
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ def kernel():
         kernel_spec = KernelSpec(argv=[sys.executable, "-c", _LOADED_FIRST, "--log-level=CRITICAL", "-f", "{connection_file}"], language="python")
     manager = ThisPython(client_class="jupyter_client.asynchronous.AsyncKernelClient")
     before = signal.signal(signal.SIGTERM, _leave)
-    manager.start_kernel(extra_arguments=["--HistoryManager.hist_file=:memory:"])
+    manager.start_kernel(extra_arguments=["--HistoryManager.hist_file=:memory:"], env={"GOMP_SPINCOUNT": "20000"} | os.environ)
     try: yield manager
     finally:
         signal.signal(signal.SIGTERM, before)
