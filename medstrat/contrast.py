@@ -27,7 +27,8 @@ def nt_xent(
         logits = (z @ z.T / tau).fill_diagonal_(-torch.inf)
     partner = torch.arange(len(z), device=z.device).roll(len(z1))
     if denominator == "all": return F.cross_entropy(logits, partner)
-    if denominator != "negatives": raise ValueError(f"denominator={denominator!r} is unknown; choose 'all' or 'negatives'.")
+    if denominator != "negatives":
+        raise ValueError(f"denominator={denominator!r} is unknown; choose 'all' or 'negatives'.")
     if len(z1) < 2: raise ValueError("one image has no negatives; give batches of at least 2.")
     positive = partner.unsqueeze(1)
     return (logits.scatter(1, positive, -torch.inf).logsumexp(1) - logits.gather(1, positive).squeeze(1)).mean()
@@ -39,7 +40,8 @@ def partner_found(z1, z2) -> torch.Tensor:  # scalar in [0,1]
     with torch.autocast(z1.device.type, enabled=False):
         z = F.normalize(at_least_float32(torch.cat([z1, z2])), dim=1)
         similarities = z @ z.T
-    return (similarities.fill_diagonal_(-2).argmax(1) == torch.arange(len(z), device=z.device).roll(len(z1))).float().mean()
+    partner = torch.arange(len(z), device=z.device).roll(len(z1))
+    return (similarities.fill_diagonal_(-2).argmax(1) == partner).float().mean()
 
 # %% ../nbs/03_contrast.ipynb #9475da75
 def lars(
@@ -52,9 +54,11 @@ def lars(
     from timm.optim import Lars   # here: the import takes a second
     parameters = list(parameters)
     adapted, plain = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
-    groups = [dict(params=adapted, weight_decay=weight_decay, always_adapt=True), dict(params=plain, weight_decay=0.0, always_adapt=False)]
+    groups = [dict(params=adapted, weight_decay=weight_decay, always_adapt=True),
+              dict(params=plain, weight_decay=0.0, always_adapt=False)]
     return Lars([g for g in groups if g["params"]], lr=lr, momentum=momentum)
 
+# %% ../nbs/03_contrast.ipynb #552d8eef
 OPTIMIZERS = dict(lars=lars, adam=adam)
 
 # %% ../nbs/03_contrast.ipynb #24279978

@@ -22,10 +22,12 @@ def log_joint(
     "Joint log-density of points and clusters. Source: CDVaDE Eq. 3; VaDE Eq. 16."
     return log_pi - 0.5 * (_squares(z, 0.0, mu, logvar) + z.shape[1] * math.log(2 * math.pi))
 
+# %% ../nbs/03_mixture.ipynb #fb4052d7
 def _squares(m, v, mu, logvar):
     "Σ_j log σ² + ((m-μ)² + v)/σ² for points m (B,d) with variances v and clusters (K,d) or, one set a point, (B,K,d): (B,K)."
     m, mu, logvar = (t if t.dtype == torch.float64 else t.float() for t in (m, mu, logvar))
-    each = (m[:, None] - mu).square()   # expanded into products it would be faster, and cancel where clusters are narrow and far apart
+    # expanded into products it would be faster, and cancel where clusters are narrow and far apart
+    each = (m[:, None] - mu).square()
     if isinstance(v, torch.Tensor): each = each + v[:, None]
     return (logvar + each * (-logvar).exp()).sum(-1)
 
@@ -41,6 +43,7 @@ def kl_z(
     each = 0.5 * (_squares(m, v_log.exp(), mu, logvar) - v_log.sum(1, keepdim=True) - m.shape[1])
     return (gamma * each).sum(1)
 
+# %% ../nbs/03_mixture.ipynb #660b5104
 def kl_c(log_gamma: torch.Tensor, log_pi: torch.Tensor) -> torch.Tensor:  # (B,K), (K,) → (B,)
     "KL of the responsibilities from the clusters' shares. Source: VaDE Eq. 12."
     return (log_gamma.exp() * (log_gamma - log_pi)).sum(1)
@@ -61,13 +64,18 @@ class MixtureBank(nn.Module):
     @property
     def spread(self): return (0.5 * self.logvar).exp()   # standard deviations
 
+    @property
+    def centres(self): return self.Q
+
     def log_gamma(self, z): return log_joint(z, self.log_pi, self.Q, self.logvar).log_softmax(1)
-    def forward(self, z): return self.log_gamma(z).exp()
+    def responsibilities(self, z): return self.log_gamma(z).exp()   # (B,d) → (B,K)
 
     @torch.no_grad()
     def set(self, pi, mu, variance):
         "Put the mixture where arrays (K,), (K,d), (K,d) say."
-        for parameter, value in ((self.logits, np.log(pi)), (self.Q, mu), (self.log_variances, np.log(variance).clip(-9, 9))): parameter.copy_(torch.as_tensor(value))
+        for parameter, value in ((self.logits, np.log(pi)), (self.Q, mu),
+                                 (self.log_variances, np.log(variance).clip(-9, 9))):
+            parameter.copy_(torch.as_tensor(value))
 
 # %% ../nbs/03_mixture.ipynb #2c05ef97
 STARVED = 0.1   # a component with less than this part of its fair share 1/K has starved
@@ -92,6 +100,7 @@ def fit_mixture(
             continue
         return max(found, key=lambda f: (f.weights_.min() * k >= STARVED, f.lower_bound_))
 
+# %% ../nbs/03_mixture.ipynb #ae1bf896
 def _one_start(mixture, Z):
     import warnings
     from sklearn.base import clone
@@ -117,8 +126,11 @@ def first_mixture(
     variances = found.covariances_ if covariance == "diag" else np.stack([c.diagonal() for c in found.covariances_])
     return found.weights_, found.means_ * scale + centre, variances * scale**2
 
+# %% ../nbs/03_mixture.ipynb #7404e0a4
 def check_distinct(Z: np.ndarray, k: int):
     "Are there at least k different embeddings?"
     distinct = len(np.unique(Z, axis=0))
-    if distinct < k: raise ValueError(f"n_clusters={k}, but the images have only {distinct} distinct embeddings. Choose n_clusters ≤ {distinct}; if the "
-                                      "images differ, the pre-training has collapsed: give it another random_state, a lower pretrain_lr or more pretrain_epochs.")
+    if distinct < k:
+        raise ValueError(f"n_clusters={k}, but the images have only {distinct} distinct embeddings. "
+                         f"Choose n_clusters ≤ {distinct}; if the images differ, the pre-training has collapsed: "
+                         "give it another random_state, a lower pretrain_lr or more pretrain_epochs.")

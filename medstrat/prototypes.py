@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['similarity', 'soft_assign', 'temperature', 'draw_labels', 'batch_sums', 'move_prototypes', 'orthogonality',
-           'PrototypeBank', 'PrototypesMixin', 'SpreadMixin']
+           'PrototypeBank', 'draw_of_cluster', 'draw_around', 'warn_of_empty']
 
 # %% ../nbs/03_prototypes.ipynb #f384d3d6
 import warnings
@@ -13,11 +13,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from fastcore.basics import patch
-from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from .training.estimator import DeepClusterer
 from .training.phases import linear
 
 # %% ../nbs/03_prototypes.ipynb #c22101ad
@@ -80,6 +77,7 @@ def batch_sums(
         dist.all_reduce(counts)
     return sums, counts
 
+# %% ../nbs/03_prototypes.ipynb #77d3d6e4
 def move_prototypes(Q: torch.Tensor, z: torch.Tensor, labels: torch.Tensor, batch_weight: float) -> torch.Tensor:
     "New prototypes (K,d): `batch_weight` × batch mean + (1 - `batch_weight`) × old. Source: VAESim, Algorithm 2."
     sums, counts = batch_sums(z, labels, len(Q))
@@ -100,15 +98,20 @@ def orthogonality(
 
 # %% ../nbs/03_prototypes.ipynb #09801c9b
 class PrototypeBank(nn.Module):
-    "K prototypes in d dimensions, kept outside the gradient."
-    def __init__(self, n_clusters: int, dim: int, kind: str = "cosine"):
+    "K prototypes in d dimensions, kept outside the gradient. Soft by a tempered softmax, or `hard`: all to the most similar."
+    def __init__(self, n_clusters: int, dim: int, kind: str = "cosine", hard: bool = False):
         super().__init__()
-        self.kind = kind
+        self.kind, self.hard = kind, hard
         self.register_buffer("Q", torch.zeros(n_clusters, dim))
         self.register_buffer("unused", torch.zeros(n_clusters, dtype=torch.long))
         self.register_buffer("tau", torch.tensor(1.0))
 
-    def forward(self, z): return soft_assign(z, self.Q, float(self.tau), self.kind)
+    @property
+    def centres(self): return self.Q
+
+    def responsibilities(self, z):  # (B,d) → (B,K)
+        c = soft_assign(z, self.Q, float(self.tau), self.kind)
+        return F.one_hot(c.argmax(1), len(self.Q)).float() if self.hard else c
 
     @torch.no_grad()
     def set(self, Q):
@@ -116,70 +119,60 @@ class PrototypeBank(nn.Module):
         self.Q.copy_(torch.as_tensor(Q)); self.unused.zero_()
         _broadcast(self.Q)
 
+    @torch.no_grad()
+    def update(self, z, c, batch_weight: float, how: str = "multinomial"):
+        "Algorithm 2: draw labels, move the prototypes, count who was not chosen."
+        labels = draw_labels(c, how)
+        self.Q.copy_(move_prototypes(self.Q, z, labels, batch_weight))
+        chosen = batch_sums(z, labels, len(self.Q))[1] > 0
+        self.unused.copy_(torch.where(chosen, 0, self.unused + 1))
+
+    @torch.no_grad()
+    def reseed(self, z, after: int) -> int:
+        "Put prototypes that were not chosen in `after` updates onto random embeddings of the batch; returns how many."
+        dead = (self.unused >= after).nonzero().squeeze(1)[: len(z)]
+        if len(dead):
+            self.Q[dead] = z[torch.randperm(len(z), device=z.device)[: len(dead)]].float()
+            self.unused[dead] = 0
+        _broadcast(self.Q)
+        _broadcast(self.unused)   # the first process's batch decided how many
+        return len(dead)
+
+# %% ../nbs/03_prototypes.ipynb #71080aed
 def _broadcast(x):
     if dist.is_available() and dist.is_initialized(): dist.broadcast(x, 0)
 
-@patch
-@torch.no_grad()
-def update(self: PrototypeBank, z, c, batch_weight: float, how: str = "multinomial"):
-    "Algorithm 2: draw labels, move the prototypes, count who was not chosen."
-    labels = draw_labels(c, how)
-    self.Q.copy_(move_prototypes(self.Q, z, labels, batch_weight))
-    chosen = batch_sums(z, labels, len(self.Q))[1] > 0
-    self.unused.copy_(torch.where(chosen, 0, self.unused + 1))
-
-@patch
-@torch.no_grad()
-def reseed(self: PrototypeBank, z, after: int) -> int:
-    "Put prototypes that were not chosen in `after` updates onto random embeddings of the batch; returns how many."
-    dead = (self.unused >= after).nonzero().squeeze(1)[: len(z)]
-    if len(dead):
-        self.Q[dead] = z[torch.randperm(len(z), device=z.device)[: len(dead)]].float()
-        self.unused[dead] = 0
-    _broadcast(self.Q)
-    _broadcast(self.unused)   # the first process's batch decided how many
-    return len(dead)
-
 # %% ../nbs/03_prototypes.ipynb #dfd0a517
-class PrototypesMixin:
-    "For estimators whose networks hold a `bank`: responsibilities, `cluster_centers_`, `prototypes()`."
-    def _responsibilities(self, net, z): return net.bank(z)
+def draw_of_cluster(
+    bank: PrototypeBank,
+    cluster: int,
+    draw,                # (n) → embeddings (n,d) of the prior, float32
+    n: int,
+    min_similarity: float | None = None,  # keep draws at least so similar to the cluster's prototype
+) -> np.ndarray:         # (n,d)
+    "Draws from a prior that fall into a cluster. ValueError where hardly any does."
+    kept, best = [], -np.inf
+    wanted = "" if min_similarity is None else f" with a similarity of at least {min_similarity}"
+    for _ in range(200):
+        z = torch.from_numpy(draw(4096)).to(bank.Q.device)
+        sim = similarity(z, bank.Q, bank.kind)
+        mine = sim.argmax(1) == cluster
+        if mine.any(): best = max(best, float(sim[mine, cluster].max()))
+        kept += [z[mine & (sim[:, cluster] >= (-np.inf if min_similarity is None else min_similarity))].cpu().numpy()]
+        if sum(map(len, kept)) >= n: return np.concatenate(kept)[:n]
+    got = f"only {sum(map(len, kept))} of {200 * 4096} draws from the prior fell into cluster {cluster}{wanted}"
+    raise ValueError(f"{got}{f' (the largest was {best:.3g}). Lower min_similarity, or choose' if wanted else '. Choose'} a larger cluster.")
 
-    @property
-    def cluster_centers_(self) -> np.ndarray:
-        "The prototypes in the latent space, (K,d)."
-        check_is_fitted(self, "module_")
-        return self.module_.bank.Q.detach().cpu().numpy()
+# %% ../nbs/03_prototypes.ipynb #c67824cf
+def draw_around(centres: np.ndarray, spread: np.ndarray, n: int, rng, cluster: int | None, shares) -> np.ndarray:
+    "n points (n,d) around centres (K,d) with standard deviations `spread` (K,d): of one cluster, or of all by their shares (K,)."
+    which = rng.choice(len(centres), n, p=shares) if cluster is None else np.full(n, cluster)
+    return centres[which] + rng.standard_normal((n, centres.shape[1])) * spread[which]
 
-    def prototypes(self, condition=None) -> np.ndarray:
-        "The decoded prototypes: (K,H,W,C) float32 in [0,1]; `condition` as for `inverse_transform`."
-        return self.inverse_transform(self.cluster_centers_, condition)
-
-    def _look(self, net, images):
-        "At the end of a training: warn of clusters that no training image uses."
-        empty = np.setdiff1d(np.arange(self.n_clusters_), self._labels(images))
-        if len(empty): warnings.warn(f"{len(empty)} of {self.n_clusters_} clusters are empty (numbers {', '.join(map(str, empty[:10]))}). Fewer clusters, another random_state, "
-                                     "or more training may help.")
-
-    def _embed(self, images) -> np.ndarray:
-        "Embeddings of images (N,H,W,C) as an array (N,d)."
-        parts = self._batches(images, lambda net, x: self._embedding(net, x))
-        return np.concatenate([p.float().cpu().numpy() for p in parts])
-
-# %% ../nbs/03_prototypes.ipynb #dc0b4a65
-class SpreadMixin(PrototypesMixin):
-    "For estimators whose `bank` has a `spread` (K,d) beside its centres Q: draws from the clusters."
-    def _shares(self) -> np.ndarray: return np.bincount(self.labels_, minlength=self.n_clusters_) / len(self.labels_)
-
-    def sample(
-        self,
-        n: int = 16,                 # how many images
-        cluster: int | None = None,  # of this cluster; None: of all, by their shares
-        random_state=None,           # seed of the draw; None: the estimator's
-        condition=None,              # as for inverse_transform
-    ) -> np.ndarray:                 # (n,H,W,C) float32 in [0,1]
-        "Draw new images around the clusters' centres."
-        rng = self._draw(n, random_state, cluster)
-        which = rng.choice(self.n_clusters_, n, p=self._shares()) if cluster is None else np.full(n, cluster)
-        spread = self.module_.bank.spread.detach().cpu().numpy()
-        return self.inverse_transform(self.cluster_centers_[which] + rng.standard_normal((n, spread.shape[1])) * spread[which], condition)
+# %% ../nbs/03_prototypes.ipynb #0e03822f
+def warn_of_empty(labels: np.ndarray, n_clusters: int):
+    "Warn of clusters that no training image uses."
+    empty = np.setdiff1d(np.arange(n_clusters), labels)
+    if len(empty):
+        warnings.warn(f"{len(empty)} of {n_clusters} clusters are empty (numbers {', '.join(map(str, empty[:10]))}). "
+                      "Fewer clusters, another random_state, or more training may help.")

@@ -7,14 +7,14 @@ __all__ = ['read_scalar', 'read_value', 'Request', 'find_dataset', 'run_name', '
 
 # %% ../nbs/06_requests.ipynb #cdfc8ae4
 import hashlib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import yaml
 
 from .data.named import _resolve
-from .training.presets import CHAINS, MACHINE, get_method, match_name, resolve
+from .training.presets import CHAINS, get_method, match_name, parameters, resolve
 
 # %% ../nbs/06_requests.ipynb #8a1291ad
 def read_scalar(
@@ -27,6 +27,7 @@ def read_scalar(
         except ValueError: pass
     return text
 
+# %% ../nbs/06_requests.ipynb #4645e4ed
 def read_value(
     value, # what came through a door; anything but text is taken as it is
     name:str="", # of the parameter, for the message
@@ -43,8 +44,6 @@ def _node(node):
     return node.value if node.style in ("'", '"') else None if node.value == "null" else read_scalar(node.value)
 
 # %% ../nbs/06_requests.ipynb #75c5d41f
-_FIXED = ("preset", "random_state", "encoder", "decoder")  # set by the run's own words, or not writable as text
-
 @dataclass
 class Request:
     "What a run was asked to do."
@@ -56,34 +55,37 @@ class Request:
     parameters: dict = field(default_factory=dict)  # hyper-parameters that differ from the preset
     data_dir: object = None    # where to look for data sets
     target: str | None = None  # column to use as the label; None: the set's own
-    group: object = None       # column that a split made here must not tear apart; None: that of the set, else patient; False: none
+    group: object = None       # column whose values a split made here keeps whole; None: that of the set, else patient; False: none
 
     def estimator(self):
         "The estimator, with everything checked."
         cls, self.dataset = get_method(str(self.model)), str(self.dataset)
-        allowed = [f.name for f in fields(cls) if f.name not in _FIXED]
+        allowed = [k for k in parameters(cls) if k not in parameters(cls, "origin", "seed", "module")]
         given = {match_name(k, allowed, f"parameter of {cls.name}"): read_value(v, k) for k, v in self.parameters.items()}
         find_dataset(self.dataset, self.data_dir)
-        self.preset, self.on = match_name(self.preset, list(CHAINS), "preset"), match_name(self.on, ["test", "val", "val+test"], "split to score (on)")
+        self.preset, self.on = (match_name(self.preset, list(CHAINS), "preset"),
+                                match_name(self.on, ["test", "val", "val+test"], "split to score (on)"))
         model = cls(**given, preset=self.preset, random_state=_whole(self.seed))
         settings, _ = resolve(model)
-        model._check_settings(settings)
-        self.parameters = {k: getattr(settings, k) for k in given if k not in MACHINE}   # the field's own names, values as they are used
+        cls.method.check(settings)
+        self.parameters = {k: getattr(settings, k) for k in given if k not in parameters(cls, "machine")}
         return model
 
     def words(self) -> dict:
         "What differs from the preset, and from the set as it is, in one dictionary: parameters, target, group."
         return self.parameters | {k: v for k, v in (("target", self.target), ("group", self.group)) if v is not None}
 
+# %% ../nbs/06_requests.ipynb #f7dd55d0
 def find_dataset(name, data_dir=None):
     "Is there a data set of this name? A `ValueError` with near matches if not; nothing is loaded."
     _resolve(name, 28, data_dir)
 
 def _whole(seed):
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0: raise ValueError(f"seed={seed!r} must be a whole number ≥ 0.")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"seed={seed!r} must be a whole number ≥ 0.")
     return int(seed)
 
-# %% ../nbs/06_requests.ipynb #a1bb8896
+# %% ../nbs/06_requests.ipynb #600520ff
 def run_name(request: Request, estimator) -> str:
     "For example `vaesim-pneumoniamnist-best-seed0-latent_dim=16`; at most 150 bytes."
     plain = lambda s: "".join(c for c in str(s).lower() if c.isalnum() or c in "._=+-")
@@ -93,6 +95,7 @@ def run_name(request: Request, estimator) -> str:
     if len(name.encode()) <= 150: return name
     return f"{name.encode()[:140].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
+# %% ../nbs/06_requests.ipynb #a1bb8896
 def partial(folder: Path) -> Path:
     "Where a run is while it is in progress."
     return folder.with_name(f"{folder.name}.partial")

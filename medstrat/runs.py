@@ -25,7 +25,7 @@ from .evaluation.metrics import Encoded
 from .evaluation.protocol import Evaluation, _scored, evaluate, labelled
 from .requests import Request, claim_folder, partial, run_name
 from .training.phases import pick_device, pick_precision
-from .training.presets import MACHINE
+from .training.presets import RENAMED, list_methods, parameters
 
 # %% ../nbs/06_runs.ipynb #45cbce10
 PROTOCOL = 1   # version of the evaluation protocol; runs of different versions are not put into one table
@@ -46,6 +46,13 @@ class Run:
 
     @property
     def partial(self) -> Path: return partial(self.folder)
+
+    @property
+    def centres(self) -> np.ndarray:
+        "The clusters' centres in the latent space (K,d); a classifier's are the means of the training images of each class."
+        if not hasattr(self.model, "classes_"): return self.model.cluster_centers_
+        Z, labels = self.encoded["train"].embedding, self.encoded["train"].labels
+        return np.stack([Z[labels == code].mean(0) for code in np.unique(labels)])
 
     def attempt(self, what: str, work):
         "The result of `work()`; None where it fails: the reason is noted in the record and printed, the run goes on."
@@ -143,7 +150,7 @@ def describe_run(run: Run, seconds: dict) -> dict:
     "What `run.json` says."
     model, s = run.model, run.model.settings_
     packages = ("medstrat", "torch", "pytorch-lightning", "scikit-learn", "numpy")
-    settings = {k: v for k, v in vars(s).items() if k not in ("encoder", "decoder", *MACHINE)}
+    settings = {k: v for k, v in vars(s).items() if k not in parameters(type(model), "machine", "module")}
     if len(model.history_): seconds = dict(seconds, epochs=round(float(model.history_.seconds.sum()), 2))   # with a pre-training that was looked up
     return dict(
         protocol=PROTOCOL, model=model.name, dataset=run.splits.name, source=run.splits.source, checksum=run.splits.checksum, preset=model.preset, seed=run.request.seed,
@@ -181,10 +188,14 @@ def read_runs(
 
 def _row(r: dict, path: Path, settings) -> dict:
     "One record as a row."
-    changed = ", ".join(f"{k}={v}" for k, v in sorted(r["parameters"].items()) if k not in MACHINE)
+    machine = {k for cls in list_methods() for k in parameters(cls, "machine")}
+    asked = {RENAMED.get(k, k): v for k, v in r["parameters"].items()}
+    changed = ", ".join(f"{k}={v}" for k, v in sorted(asked.items()) if k not in machine)
     facts = {k: r[k] for k in ("model", "dataset", "preset", "seed", "protocol", "epochs", "interrupted")}
-    chosen = {k: r["settings"].get(k) for k in settings}
-    return dict(facts, parameters=changed, seconds=r["seconds"]["fit"], folder=str(path.parent), source=r.get("source"), checksum=r.get("checksum"), **chosen, **r["metrics"])
+    known = {RENAMED.get(k, k): v for k, v in r["settings"].items()}
+    chosen = {k: known.get(RENAMED.get(k, k)) for k in settings}
+    where = dict(parameters=changed, seconds=r["seconds"]["fit"], folder=str(path.parent), source=r.get("source"), checksum=r.get("checksum"))
+    return facts | where | chosen | r["metrics"]
 
 def _told_apart(runs: pd.DataFrame) -> pd.DataFrame:
     "Different sets of one name get different names."

@@ -1,8 +1,11 @@
 "What the tests share: tiny images, tiny networks, and a way to stop a training in the middle."
+import atexit
+import functools
 import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 # One thread a process, for this one and all that it starts (notebooks' kernels, commands), and as many processes as cores (pytest-xdist): threads of
@@ -14,14 +17,14 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from medstrat.data import folders  # noqa: E402
+from medstrat.data.images import ImageSet  # noqa: E402
 from medstrat.training.presets import get_method, list_methods  # noqa: E402
 
 hypothesis.settings.register_profile("repeatable", derandomize=True)   # the same examples in every run
 hypothesis.settings.load_profile("repeatable")
 
 ALL = [m.name for m in list_methods()]
-# those that can be fitted to images alone, with networks of any size. CDVaDE, which is VaDE with a condition, is in tests/test_mixture.py; "transfer", which needs labels,
-# and "features + k-means", which needs a file of weights and has no decoder, are in tests/test_transfer.py
+# those that can be fitted to images alone, with networks of any size: CDVaDE needs a condition, "transfer" labels, "features + k-means" a file of weights
 METHODS = [m for m in ALL if m not in ("CDVaDE", "transfer", "features + k-means")]
 DEEP = [m for m in METHODS if m not in ("pixels + k-means", "PCA + k-means")]   # those which train by gradient
 PRETRAINED = [m for m in METHODS if "pretrain_epochs" in get_method(m).__dataclass_fields__]    # those which begin with an autoencoder's training
@@ -57,13 +60,55 @@ def images(n=60, side=16, seed=0, channels=1, width=None):
     return x.astype(np.uint8)
 
 
+def cohort(n=60, seed=0, **more):
+    "The stripes with a table: enough for every method, also for those that learn from labels or are told a condition"
+    return ImageSet(images(n, seed=seed, **more), dict(kind=np.arange(n) % 2, tone=np.where(np.arange(n) % 3, "dark", "bright")), target="kind")
+
+
+@functools.cache
+def backbone_file():
+    "A file with weights of a tiny backbone, one of timm's own test models"
+    import timm
+    import torch
+    folder = tempfile.TemporaryDirectory()
+    path = Path(folder.name) / "tiny.pth"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = timm.create_model(BACKBONE)
+        with torch.no_grad():
+            for _ in range(20): net(torch.rand(8, 3, 32, 32) * 2 - 1)   # statistics that fit the weights
+    torch.save(net.state_dict(), path)
+    atexit.register(folder.cleanup)
+    return path
+
+
+BACKBONE = "test_efficientnet"
+# what makes a method small; each takes the parameters that it has. A function is called when its parameter is there
+SMALL = dict(n_clusters=3, image_size=16, epochs=2, pretrain_epochs=2, layer_epochs=1, batch_size=20, channels=(4, 8), hidden=(16,), latent_dim=4, w_dim=2, prior_hidden=8,
+             decoder_epochs=2, projection_dim=8, backbone=BACKBONE, weights=backbone_file, input_size=32, random_state=0, accelerator="cpu", precision="32-true", verbose=False)
+NEEDS = {"CDVaDE": dict(condition="tone")}   # beside that, to be fitted to a `cohort`: a column of its table
+
+
+def known(method, values):
+    "Those of `values` that are parameters of the method"
+    return {k: v for k, v in values.items() if k in get_method(method).__dataclass_fields__}
+
+
 def tiny(method="VAESim", **changes):
     "An unfitted estimator that trains in a fraction of a second"
-    cls = get_method(method)
-    small = dict(n_clusters=3, image_size=16, epochs=2, pretrain_epochs=2, layer_epochs=1, batch_size=20, channels=(4, 8), hidden=(16,), latent_dim=4,
-                 w_dim=2, prior_hidden=8, decoder_epochs=2, projection_dim=8, random_state=0, accelerator="cpu", precision="32-true", verbose=False)
-    known = cls.__dataclass_fields__
-    return cls(**{k: v for k, v in (small | changes).items() if k in known or k in changes})
+    small = {k: v() if callable(v) else v for k, v in known(method, SMALL).items()}
+    return get_method(method)(**small | changes)
+
+
+def ready(method, **changes):
+    "Like `tiny`, with all that it takes to be fitted to a `cohort`"
+    return tiny(method, **NEEDS.get(method, {}) | changes)
+
+
+class Lazy(dict):
+    "Values that are made when they are first asked for"
+    def __init__(self, make): self.make = make
+    def __missing__(self, key): return self.setdefault(key, self.make(key))
 
 
 def interrupt(after):
@@ -98,4 +143,4 @@ def alone(monkeypatch, tmp_path):
 @pytest.fixture(scope="session")
 def fitted():
     "One fitted estimator of each method; tests must not change them"
-    return {m: tiny(m).fit(images()) for m in METHODS}
+    return Lazy(lambda method: ready(method).fit(cohort()))

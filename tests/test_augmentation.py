@@ -413,7 +413,7 @@ def test_validation_images_stay_as_they_are_in_the_pretraining(X, monkeypatch):
     "Their loss is the plain reconstruction's"
     from medstrat import pretraining
     seen = []
-    monkeypatch.setattr(pretraining, "augment", lambda x, how: seen.append(len(x)) or x)
+    monkeypatch.setattr(pretraining, "augmenter", lambda how: lambda x: seen.append(len(x)) or x)
     tiny("DEC", augment="affine", epochs=0, pretrain_epochs=1, n_init=1).fit(X, validation=images(13, seed=1))
     assert seen == [20, 20, 20]
 

@@ -18,7 +18,8 @@ from torch import nn
 from medstrat import runs
 from medstrat.conditioning import Covariates, column_kind, condition_table, encode_covariate, learn_covariate, rows_for
 from medstrat.data.images import ImageSet
-from medstrat.training.estimator import DeepClusterer
+from medstrat.training.fitting import Fit
+from medstrat.training.method import Network
 from medstrat.training.presets import get_method
 from medstrat.training.saving import load_model
 from medstrat.vae import Autoencoder
@@ -26,6 +27,7 @@ from medstrat.vae import Autoencoder
 pytestmark = pytest.mark.filterwarnings("ignore:.*clusters are empty:UserWarning", "ignore::sklearn.exceptions.ConvergenceWarning")
 
 DECODERS = [m for m in ALL if issubclass(get_method(m), Autoencoder)]
+DRAWS = [m for m in DECODERS if get_method(m).method.draw is not Network.draw]
 OTHER = images(20, seed=5)
 
 
@@ -54,6 +56,10 @@ def told():
 
 @pytest.fixture
 def S(): return known()
+
+
+@pytest.fixture
+def untrained(monkeypatch): monkeypatch.setattr(Fit, "follow", lambda *a, **k: pytest.fail("trained"))
 
 
 # ---- columns
@@ -297,7 +303,7 @@ def test_prediction_knows_no_table(method, told):
     for same in (X, known(), ImageSet(X, dict(color=["pink"] * 60)), ImageSet(X)):
         assert (a.predict(same) == a.labels_).all() and (a.transform(same) == a.transform(X)).all() and (a.predict_proba(same) == a.predict_proba(X)).all() and (a.encode(same)[1] == a.labels_).all()
     assert a.transform(X).shape == (60, 4) and a.covariates_.names == ["color", "age"] and a.covariates_.width == 4 and a.settings_.condition == ("color", "age")
-    assert not any(isinstance(v, np.ndarray) and len(v) == 60 for k, v in vars(a).items() if k != "labels_") and a._conditions == (None, None)
+    assert not any(isinstance(v, np.ndarray) and len(v) == 60 for k, v in vars(a).items() if k != "labels_")
 
 
 @pytest.mark.parametrize("method", DECODERS)
@@ -334,7 +340,7 @@ def test_prototypes_and_samples(method, told):
     np.testing.assert_array_equal(a.prototypes(dict(color="red")), a.inverse_transform(a.cluster_centers_, dict(color="red")))
     np.testing.assert_array_equal(a.prototypes(pd.DataFrame(dict(color="red", age=[40.0] * 3)))[0], a.prototypes(dict(color="red", age=40))[0])
     with pytest.raises(ValueError, match="rows for 3 images"): a.prototypes(known().table[:2])
-    if not hasattr(a, "sample"): assert method in ("AE + k-means", "contrastive AE"); return   # no distribution to draw from
+    if method not in DRAWS: return
     one, two = (a.sample(5, condition=dict(color=c)) for c in ("red", "blue"))
     assert one.shape == (5, 16, 16, 1) and not np.allclose(one, two, atol=1e-6) and (a.sample(5, condition=dict(color="red")) == one).all()
     np.testing.assert_array_equal(a.sample(5), a.sample(5, condition=a.covariates_.typical))
@@ -380,7 +386,7 @@ def test_without_a_condition_nothing_is_told(method, S):
     assert a.covariates_ is None
     for call in (lambda c: a.reconstruct(S, condition=c), lambda c: a.inverse_transform(a.cluster_centers_, c), lambda c: a.prototypes(c)):
         with pytest.raises(ValueError, match="learned without a condition. Leave out"): call(dict(color="red"))
-    if hasattr(a, "sample"):
+    if method in DRAWS:
         with pytest.raises(ValueError, match="learned without a condition"): a.sample(2, condition=dict(color="red"))
 
 
@@ -422,7 +428,6 @@ def test_a_refused_fit_leaves_the_estimator_as_it_was(S):
     before = a.reconstruct(S)
     for wrong in (lambda: a.fit(S, condition="colr"), lambda: a.set_params(n_clusters=99).fit(S, condition=["age", "color"])):
         with pytest.raises(ValueError): wrong()
-        assert a._conditions == (None, None)      # the training images' table is not carried along
         np.testing.assert_array_equal(a.reconstruct(S), before)
 
 
@@ -489,7 +494,7 @@ def test_own_decoder(S):
 # ---- checkpoints, caches, earlier weights
 
 @pytest.mark.parametrize("stop", [4, 8])      # in the pre-training's second epoch (or the second of the only phase), and in the phase after it (the third)
-@pytest.mark.parametrize("method", ["VAE + k-means", "VAESim", "IDEC", "DVC", "VaDE", "CDVaDE", "GMVAE"])
+@pytest.mark.parametrize("method", ["VAESim", "IDEC"])
 def test_resume(method, stop, S, tmp_path):
     more = dict(epochs=4)
     whole = quick(method, **more).fit(S, condition=["color", "age"])
@@ -518,8 +523,7 @@ def test_checkpoints_and_files_from_before_there_were_conditions(S, tmp_path):
 
 
 @pytest.mark.parametrize("method", [*PRETRAINED, "CDVaDE"])
-def test_layer_wise_pretraining(method, S, monkeypatch):
-    monkeypatch.setattr(DeepClusterer, "_run", lambda *a, **k: pytest.fail("trained"))
+def test_layer_wise_pretraining(method, S, untrained):
     with pytest.raises(ValueError, match="pretrain='layer-wise' needs network='mlp'.*no condition. Use pretrain='end-to-end'"): quick(method, pretrain="layer-wise").fit(S, condition="color")
 
 
@@ -562,8 +566,7 @@ def test_validation_images_are_told_their_own(S):
 @pytest.mark.parametrize("validation, says", [
     (lambda: OTHER, "come without a table"), (lambda: ImageSet(OTHER, table(20)[["age"]]), "there is no .*column.*'color'|'color': there is no"),
     (lambda: known(20, color="pink"), "not seen: 'pink'"), (lambda: known(20, color=None), "missing or infinite for 20 of 20")])
-def test_validation_images_without_their_columns(validation, says, S, monkeypatch):
-    monkeypatch.setattr(DeepClusterer, "_run", lambda *a, **k: pytest.fail("trained"))
+def test_validation_images_without_their_columns(validation, says, S, untrained):
     with pytest.raises(ValueError, match=says): quick().fit(S, condition="color", validation=validation())
 
 
@@ -577,12 +580,12 @@ def test_patience(method, S):
 
 # ---- interruption
 
-@pytest.mark.parametrize("method, after, phase", [("VaDE", 4, "pretrain"), ("VaDE", 8, "train"), ("CDVaDE", 1, "pretrain"), ("CDVaDE", 7, "train"), ("IDEC", 4, "pretrain"), ("IDEC", 8, "refine"), ("GMVAE", 4, "train"), ("VAESim", 4, "train")])
+@pytest.mark.parametrize("method, after, phase", [("CDVaDE", 1, "pretrain"), ("VaDE", 8, "train"), ("IDEC", 8, "refine"), ("GMVAE", 4, "train")])
 def test_ctrl_c(method, after, phase, S, tmp_path):
-    a = quick(method, epochs=50, **(dict(cache_dir=tmp_path / "cache") if phase != "train" or "VaDE" in method else {}), trainer_options=dict(callbacks=[interrupt(after)]))
+    a = quick(method, epochs=50, **({} if method == "GMVAE" else dict(cache_dir=tmp_path / "cache")), trainer_options=dict(callbacks=[interrupt(after)]))
     with pytest.warns(UserWarning, match=f"interrupted in phase '{phase}'"): a.fit(S, condition=["color", "age"])
-    assert a.interrupted_ is True and a._conditions == (None, None) and (a.predict(images()) == a.labels_).all()
-    assert np.isfinite(a.reconstruct(S)).all() and np.isfinite(a.prototypes(dict(color="red"))).all() and np.isfinite(a.sample(3, cluster=0, condition=dict(age=30)) if method != "VAESim" else a.sample(3)).all()
+    assert a.interrupted_ is True and (a.predict(images()) == a.labels_).all()
+    assert np.isfinite(a.reconstruct(S)).all() and np.isfinite(a.prototypes(dict(color="red"))).all() and np.isfinite(a.sample(3, cluster=0, condition=dict(age=30))).all()
     assert phase != "pretrain" or not list((tmp_path / "cache").iterdir())      # half a pre-training is not kept
     a.save(tmp_path / "m")
     assert (load_model(tmp_path / "m").reconstruct(S) == a.reconstruct(S)).all()
@@ -590,8 +593,7 @@ def test_ctrl_c(method, after, phase, S, tmp_path):
 
 # ---- CDVaDE
 
-def test_cdvade_needs_a_condition(S, monkeypatch):
-    monkeypatch.setattr(DeepClusterer, "_run", lambda *a, **k: pytest.fail("trained"))
+def test_cdvade_needs_a_condition(S, untrained):
     for X in (S, images()):
         with pytest.raises(ValueError, match="CDVaDE needs a condition.*condition='color'.*-p condition=color.*fit.X, condition=values.*VaDE"): quick("CDVaDE").fit(X)
 

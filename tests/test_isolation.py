@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from conftest import images, same_weights, tiny
-from medstrat.training.presets import MACHINE, seed32
+from medstrat.training.presets import parameters, seed32
 from medstrat.training.saving import read_header
 
 
@@ -142,15 +142,15 @@ def test_large_seeds(method, seed):
 def test_what_belongs_to_the_machine_is_not_frozen(alone, tmp_path):
     expected = alone[0].predict_proba(images())
     model = tiny(epochs=3).fit(images())
-    model.accelerator = model.settings_.accelerator = "mps"     # as fitted elsewhere
+    model.accelerator, model.settings_ = "mps", model.settings_.but(accelerator="mps")     # as fitted elsewhere
     if not torch.accelerator.is_available():
         with pytest.raises(ValueError, match="accelerator='mps'.*'auto' or 'cpu'"): model.predict(images())
     assert np.array_equal(model.set_params(accelerator="cpu").predict_proba(images()), expected)
-    model.settings_.accelerator = "mps"
+    assert model.settings_.accelerator == "mps"
     model.save(tmp_path / "m.safetensors")
     again = type(model).load(tmp_path / "m.safetensors")
     assert again.accelerator == "auto" and np.array_equal(again.set_params(accelerator="cpu").predict_proba(images()), expected)
-    assert not set(MACHINE) & set(read_header(tmp_path / "m.safetensors")["settings"])
+    assert not set(parameters(type(model), "machine")) & set(read_header(tmp_path / "m.safetensors")["settings"])
 
 
 def test_folders_are_tried_before_the_training(tmp_path):

@@ -21,11 +21,13 @@ from torch import nn
 from medstrat import mixture
 from medstrat.data.images import ImageSet
 from medstrat.methods.gmvae import ConditionalMixture
+from medstrat.methods.vade import VaDE
 from medstrat.mixture import STARVED, MixtureBank, check_distinct, first_mixture, fit_mixture, kl_c, kl_z, log_joint
+from medstrat.training.fitting import Fit
 from medstrat.training.loop import NonFiniteLoss
+from medstrat.training.method import Batch, build
 from medstrat.training.phases import Moment
-from medstrat.training.presets import get_method
-from medstrat.training.saving import load_model
+from medstrat.training.presets import get_method, resolve
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*clusters are empty:UserWarning", "ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -44,6 +46,7 @@ def toy(b=20, k=4, d=3, seed=0, scale=1.0, dtype=torch.float64):
 
 def mixture_of(log_pi, mu, logvar): return D.MixtureSameFamily(D.Categorical(logits=log_pi), D.Independent(D.Normal(mu, (0.5 * logvar).exp()), 1))
 def net_input(x): return torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255
+def shares(a): return a.module_.bank.log_pi.exp().detach().numpy()
 def phase(a, name="train"): return a.history_[a.history_.phase == name].dropna(axis=1, how="all").reset_index(drop=True)
 
 
@@ -153,7 +156,7 @@ def test_half_precision(half):
     v_log, gamma = torch.randn(30, 8), torch.rand(30, 6).softmax(1)
     exact = log_joint(*(t.double() for t in (z, log_pi, mu, logvar))), kl_z(*(t.double() for t in (z, v_log, gamma, mu, logvar)))
     with torch.autocast("cpu", torch.bfloat16): got = log_joint(z, log_pi, mu, logvar), kl_z(z, v_log, gamma, mu, logvar)
-    for g, e in zip(got, exact): assert g.dtype == torch.float32; np.testing.assert_allclose(g, e, rtol=1e-5, atol=1e-3)
+    for g, e in zip(got, exact, strict=True): assert g.dtype == torch.float32; np.testing.assert_allclose(g, e, rtol=1e-5, atol=1e-3)
     g = log_joint(z.to(half), log_pi, mu, logvar)
     assert g.dtype == torch.float32
     np.testing.assert_allclose(g, log_joint(z.to(half).double(), log_pi.double(), mu.double(), logvar.double()), rtol=1e-5, atol=1e-3)
@@ -212,8 +215,8 @@ def test_bank():
     assert bank.log_pi.exp().tolist() == [0.25] * 4
     bank.set(log_pi.exp().double().numpy(), mu.double().numpy(), logvar.exp().double().numpy())
     torch.testing.assert_close(bank.log_pi, log_pi); torch.testing.assert_close(bank.logvar, logvar); torch.testing.assert_close(bank.spread, (0.5 * logvar).exp())
-    torch.testing.assert_close(bank(z), log_joint(z, log_pi, mu, logvar).softmax(1))
-    np.testing.assert_allclose(bank(z).sum(1).detach(), 1, atol=1e-6)
+    torch.testing.assert_close(bank.responsibilities(z), log_joint(z, log_pi, mu, logvar).softmax(1))
+    np.testing.assert_allclose(bank.responsibilities(z).sum(1).detach(), 1, atol=1e-6)
     assert all(p.requires_grad for p in bank.parameters()) and len(list(bank.parameters())) == 3
     with torch.no_grad(): bank.logits.add_(100.0)      # shares do not depend on it
     torch.testing.assert_close(bank.log_pi, log_pi, atol=1e-4, rtol=1e-4)
@@ -269,7 +272,7 @@ def test_data_that_make_covariances_singular(kind, covariance):
     assert pi.shape == (3,) and mu.shape == variance.shape == (3, Z.shape[1]) and pi.sum() == pytest.approx(1) and (variance > 0).all() and np.isfinite(mu).all()
     bank = MixtureBank(3, Z.shape[1])
     bank.set(pi, mu, variance)
-    assert all(p.isfinite().all() for p in bank.parameters()) and bank(torch.from_numpy(Z)).isfinite().all()
+    assert all(p.isfinite().all() for p in bank.parameters()) and bank.responsibilities(torch.from_numpy(Z)).isfinite().all()
 
 
 def test_a_larger_ridge_where_it_fails(monkeypatch):
@@ -307,7 +310,7 @@ def test_first_mixture_finds_blobs(covariance):
     assert sorted(order) == [0, 1, 2]
     np.testing.assert_allclose(mu[order], centres, atol=0.15); np.testing.assert_allclose(pi, 1 / 3, atol=0.01); np.testing.assert_allclose(variance, 0.09, rtol=0.5)
     one, same = first_mixture(Z, 3, covariance, 5, 7), first_mixture(Z, 3, covariance, 5, 7)
-    assert all((a == b).all() for a, b in zip(one, same))
+    assert all((a == b).all() for a, b in zip(one, same, strict=True))
     pi, mu, variance = first_mixture(Z, 1, covariance, 1, 0)
     np.testing.assert_allclose(mu[0], Z.mean(0), atol=1e-5); np.testing.assert_allclose(variance[0], Z.var(0), rtol=1e-2)
 
@@ -327,7 +330,7 @@ def test_vade_terms_against_torch(quarters, parted):
     net, bank = a.module_, a.module_.bank
     torch.manual_seed(3)
     with torch.no_grad():
-        terms = a._elbo(net, dict(x=x), Moment())
+        terms = net.loss(Batch(x), Moment())
         torch.manual_seed(3)
         m, v_log = net.encoder(x)
         q = D.Normal(m, (0.5 * v_log).exp())
@@ -348,7 +351,7 @@ def test_vade_elbo_is_a_bound(quarters, parted):
     net, bank = a.module_, a.module_.bank
     torch.manual_seed(0)
     with torch.no_grad():
-        bound = -np.mean([a._elbo(net, dict(x=x), Moment())["loss"].item() for _ in range(200)])
+        bound = -np.mean([net.loss(Batch(x), Moment())["loss"].item() for _ in range(200)])
         m, v_log = net.encoder(x)
         q = D.Independent(D.Normal(m[0], (0.5 * v_log[0]).exp()), 1)
         z = q.sample((4000,))
@@ -379,7 +382,7 @@ def test_pretraining_as_a_vae(quarters):
 def test_vade_begins_with_the_first_mixture(init, pretrain_kl, quarters):
     a = quick(epochs=0, init=init, n_init=3, n_clusters=4, pretrain_kl=pretrain_kl).fit(quarters[0])
     pi, mu, variance = first_mixture(a.transform(quarters[0]), 4, init, 3, 0)
-    np.testing.assert_allclose(a.cluster_centers_, mu, rtol=1e-4, atol=1e-5); np.testing.assert_allclose(a._shares(), pi, atol=1e-5)
+    np.testing.assert_allclose(a.cluster_centers_, mu, rtol=1e-4, atol=1e-5); np.testing.assert_allclose(shares(a), pi, atol=1e-5)
     np.testing.assert_allclose(a.module_.bank.spread.detach() ** 2, variance.clip(np.exp(-9), np.exp(9)), rtol=1e-3)
     head = a.module_.encoder.heads[1]
     if pretrain_kl: assert head.weight.abs().max() > 0
@@ -416,7 +419,7 @@ def test_vade_probabilities(quarters, parted):
     assert (p.argmax(1) == a.labels_).all() and (a.predict(x) == a.labels_).all()
     np.testing.assert_allclose(p.sum(1), 1, atol=1e-5)
     m = GaussianMixture(4, covariance_type="diag")      # scikit-learn's own responsibilities
-    m.weights_, m.means_, m.covariances_ = a._shares(), a.cluster_centers_.astype(np.float64), bank.spread.detach().double().numpy() ** 2
+    m.weights_, m.means_, m.covariances_ = shares(a), a.cluster_centers_.astype(np.float64), bank.spread.detach().double().numpy() ** 2
     m.precisions_cholesky_ = 1 / np.sqrt(m.covariances_)
     np.testing.assert_allclose(p, m.predict_proba(Z.astype(np.float64)), atol=1e-3)
 
@@ -432,31 +435,22 @@ def test_vade_finds_and_makes_the_four_kinds(quarters, parted):
     assert a.predict(a.prototypes()).tolist() == [0, 1, 2, 3]
 
 
-def test_shares():
-    "They sum to 1 as exactly as numpy's draw wants it"
+def test_shares_of_draws():
+    "They sum to 1 as exactly as numpy's draw wants it, whatever the logits"
     for k in (1, 2, 3, 10, 40):
+        net = build(VaDE.method, resolve(quick(n_clusters=k))[0], (16, 16, 1), k)
         for seed in range(30):
-            a = quick(n_clusters=k)
-            a.module_ = nn.Module(); a.module_.bank = MixtureBank(k, 2)
-            with torch.no_grad(): a.module_.bank.logits.copy_(torch.randn(k, generator=torch.Generator().manual_seed(seed)))
-            p = a._shares()
-            assert p.shape == (k,) and abs(p.sum() - 1) < 1e-12 and (p > 0).all()
-            np.random.default_rng(0).choice(k, 5, p=p)
+            with torch.no_grad(): net.bank.logits.copy_(torch.randn(k, generator=torch.Generator().manual_seed(seed)))
+            assert net.draw(5, np.random.default_rng(0)).shape == (5, 4)
 
 
-def test_vade_samples(quarters, parted, monkeypatch):
-    a = parted["VaDE"]
-    one = a.sample(6)
-    assert (a.sample(6) == one).all() and (a.sample(6, random_state=0) == one).all() and not (a.sample(6, random_state=1) == one).all()
-    for wrong in (-1, 4, 1.0, "0"):
-        with pytest.raises(ValueError, match="does not exist; there are clusters 0…3"): a.sample(2, cluster=wrong)
-    with pytest.raises(ValueError, match="n=0"): a.sample(0)
-    monkeypatch.setattr(type(a), "inverse_transform", lambda self, Z, condition=None: Z)
-    spread, z = a.module_.bank.spread.detach().numpy(), a.sample(20000, cluster=1)
+def test_vade_samples(parted):
+    a, rng = parted["VaDE"], np.random.default_rng(0)
+    spread, z = a.module_.bank.spread.detach().numpy(), a.module_.draw(20000, rng, 1)
     np.testing.assert_allclose(z.mean(0), a.cluster_centers_[1], atol=0.05 * spread[1].max()); np.testing.assert_allclose(z.std(0), spread[1], rtol=0.05)
-    everything = torch.from_numpy(a.sample(20000)).float()
-    with torch.no_grad(): found = a.module_.bank(everything).mean(0).numpy()
-    np.testing.assert_allclose(found, a._shares(), atol=0.02)      # as often as the mixture says
+    everything = torch.from_numpy(a.module_.draw(20000, rng)).float()
+    with torch.no_grad(): found = a.module_.bank.responsibilities(everything).mean(0).numpy()
+    np.testing.assert_allclose(found, shares(a), atol=0.02)      # as often as the mixture says
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -500,10 +494,9 @@ def test_a_mixture_that_breaks_is_named(name, term, quarters):
 
 
 def test_empty_clusters_are_reported(quarters, monkeypatch):
-    cls = get_method("VaDE")
-    monkeypatch.setattr(cls, "_labels", lambda self, images: np.zeros(len(images), np.int64))
+    monkeypatch.setattr(Fit, "assign", lambda self: np.zeros(len(self.images), np.int64))
     with pytest.warns(UserWarning, match=r"2 of 3 clusters are empty \(numbers 1, 2\).*random_state.*more training"): quick().fit(quarters[0])
-    monkeypatch.setattr(cls, "_labels", lambda self, images: np.arange(len(images)) % 3)
+    monkeypatch.setattr(Fit, "assign", lambda self: np.arange(len(self.images)) % 3)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         quick().fit(quarters[0])
@@ -514,7 +507,7 @@ def test_too_many_clusters_for_what_differs():
     assert quick(n_clusters=4, n_init=1).fit(np.repeat(images(4), 5, 0)).labels_.shape == (20,)
 
 
-@pytest.mark.parametrize("stop", [6, 8, 10, 15])      # in the pre-training, at its last batch, in the training's first and second epoch
+@pytest.mark.parametrize("stop", [6, 8, 15])      # in the pre-training, at its last batch, while the weight of the KL term rises
 def test_vade_resume(stop, quarters, tmp_path):
     x, more = quarters[0], dict(epochs=3, augment="affine", kl_warmup=2.0)
     whole = quick(**more).fit(x, validation=x[:20])
@@ -543,15 +536,6 @@ def test_vade_from_other_methods(quarters, tmp_path):
     assert np.isfinite(quick(pretrained=tmp_path / "1").fit(x).history_.loss).all()
 
 
-@pytest.mark.parametrize("method", ["VaDE", "GMVAE"])
-def test_files(method, parted, quarters, tmp_path):
-    a, x = parted[method], quarters[0]
-    a.save(tmp_path / "m")
-    b = load_model(tmp_path / "m")
-    assert same_weights(a, b) and (a.predict_proba(x) == b.predict_proba(x)).all() and (a.sample(4) == b.sample(4)).all() and (a.sample(4, cluster=1) == b.sample(4, cluster=1)).all() and (a.prototypes() == b.prototypes()).all()
-    assert clone(a).get_params() == a.get_params()
-
-
 @pytest.mark.parametrize("preset", ["paper", "released", "best"])
 @pytest.mark.parametrize("method", ["VaDE", "GMVAE"])
 def test_presets_train(method, preset, quarters):
@@ -560,7 +544,6 @@ def test_presets_train(method, preset, quarters):
 
 
 def test_printed_values():
-    from medstrat.training.presets import resolve
     s = resolve(get_method("VaDE")(preset="paper"))[0]
     assert (s.network, s.hidden, s.latent_dim, s.lr, s.lr_schedule, s.lr_drop, s.lr_drop_every, s.batch_size, s.likelihood) == ("mlp", (500, 500, 2000), 10, 2e-3, "step", 0.9, 10, 100, "bernoulli")
     s = resolve(get_method("CDVaDE")(preset="paper"))[0]
@@ -610,8 +593,8 @@ def test_conditional_mixture():
     bank = ConditionalMixture(4, 3, 2, 8)
     w, z = torch.randn(6, 2), torch.randn(6, 3)
     mu, logvar = bank(w)
-    assert mu.shape == logvar.shape == (6, 4, 3) and bank.Q.shape == (4, 3)
-    torch.testing.assert_close(bank.Q, bank(torch.zeros(5, 2))[0][3])
+    assert mu.shape == logvar.shape == (6, 4, 3) and bank.centres.shape == (4, 3)
+    torch.testing.assert_close(bank.centres, bank(torch.zeros(5, 2))[0][3])
     each = D.Independent(D.Normal(mu, (0.5 * logvar).exp()), 1).log_prob(z[:, None])
     assert float(bank.log_pi) == pytest.approx(-math.log(4))      # equal shares
     torch.testing.assert_close(log_joint(z, bank.log_pi, mu, logvar), each - math.log(4), atol=1e-5, rtol=1e-5)
@@ -624,7 +607,7 @@ def test_gmvae_terms_against_torch(quarters, parted):
     net = a.module_
     torch.manual_seed(3)
     with torch.no_grad():
-        m_, terms = a._terms(net, x)
+        terms = net.loss(Batch(x), Moment())
         torch.manual_seed(3)
         m, v_log, m_w, v_log_w = net.encoder(x)
         z, w = (c + (0.5 * v).exp() * torch.randn_like(c) for c, v in ((m, v_log), (m_w, v_log_w)))
@@ -634,7 +617,7 @@ def test_gmvae_terms_against_torch(quarters, parted):
         expected = dict(reconstruction=nn.functional.binary_cross_entropy(net.decoder(z).sigmoid(), x, reduction="none").sum((1, 2, 3)).mean(),
                         kl_z=(c.probs * D.kl_divergence(D.Independent(D.Normal(m[:, None], (0.5 * v_log).exp()[:, None]), 1), component)).sum(1).mean(),
                         kl_w=D.kl_divergence(D.Normal(m_w, (0.5 * v_log_w).exp()), D.Normal(0.0, 1.0)).sum(1).mean(), kl_c=D.kl_divergence(c, D.Categorical(logits=torch.zeros(12, 4))).mean())
-    assert set(terms) == set(expected) and (m_ == m).all()
+    assert set(terms) == {"loss", "z", *expected} and (terms["z"] == m).all()
     for name, value in expected.items(): assert terms[name].item() == pytest.approx(value.item(), rel=1e-3, abs=1e-4), name
     assert 0 <= terms["kl_c"] <= math.log(4) + 1e-6
 
@@ -645,7 +628,7 @@ def test_gmvae_bound_against_draws(quarters, parted):
     net = a.module_
     torch.manual_seed(0)
     with torch.no_grad():
-        loss = np.mean([sum(t.item() for t in a._terms(net, x.expand(50, -1, -1, -1))[1].values()) for _ in range(80)])
+        loss = np.mean([net.loss(Batch(x.expand(50, -1, -1, -1)), Moment())["loss"].item() for _ in range(80)])
         m, v_log, m_w, v_log_w = (t[0] for t in net.encoder(x))
         q, q_w = D.Independent(D.Normal(m, (0.5 * v_log).exp()), 1), D.Independent(D.Normal(m_w, (0.5 * v_log_w).exp()), 1)
         z, w, z2 = q.sample((n,)), q_w.sample((n,)), q.sample((n,))
@@ -662,15 +645,11 @@ def test_gmvae_bound_against_draws(quarters, parted):
 @pytest.mark.parametrize("floor, flows", [(0.0, True), (1e-6, True), (10.0, False)])
 def test_the_floor_of_the_c_prior(floor, flows, quarters):
     "Below λ the term is constant: no gradient. λ ≥ log K switches it off"
-    a = quick("GMVAE", epochs=0, floor=floor).fit(quarters[0])
-    _, terms = a._terms(a.module_, net_input(quarters[0][:20]))
-    terms = {k: v if k == "kl_c" else v.detach() for k, v in terms.items()}
-    loss = a._objective(terms, Moment())
-    weight = a.module_.bank.body[2].weight
-    slope, = torch.autograd.grad(loss, weight) if loss.requires_grad else (torch.zeros_like(weight),)
-    assert (slope.abs().max() > 0) == flows
+    terms = quick("GMVAE", epochs=0, floor=floor).fit(quarters[0]).module_.loss(Batch(net_input(quarters[0][:20])), Moment())
+    slope, = torch.autograd.grad(terms["loss"], terms["kl_c"], retain_graph=True)
+    assert slope == float(flows)
     expected = sum(terms[k] for k in ("reconstruction", "kl_z", "kl_w")) + max(terms["kl_c"].item(), floor)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert terms["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_floor_lets_clusters_be_more_certain(quarters):
@@ -700,31 +679,20 @@ def test_gmvae_finds_and_makes_the_four_kinds(quarters, parted):
     with torch.no_grad(): np.testing.assert_allclose(a.cluster_centers_, a.module_.bank(torch.zeros(1, 4))[0][0], atol=1e-6)
 
 
-def test_gmvae_samples(parted, monkeypatch):
-    a = parted["GMVAE"]
-    one = a.sample(6)
-    assert (a.sample(6) == one).all() and (a.sample(6, random_state=0) == one).all() and not (a.sample(6, random_state=1) == one).all()
-    for wrong in (-1, 4, 1.0, "0"):
-        with pytest.raises(ValueError, match="does not exist; there are clusters 0…3"): a.sample(2, cluster=wrong)
-    with pytest.raises(ValueError, match="n=0"): a.sample(0)
-    before = {k: v.clone() for k, v in a.module_.state_dict().items()}
-    a.sample(3, cluster=np.int64(2))
-    assert all(v.equal(before[k]) for k, v in a.module_.state_dict().items()) and a.module_.bank.body[0].weight.requires_grad
-    monkeypatch.setattr(type(a), "inverse_transform", lambda self, Z, condition=None: Z)
+def test_gmvae_samples(parted):
+    net, rng = parted["GMVAE"].module_, np.random.default_rng(0)
     torch.manual_seed(0)
     with torch.no_grad():
-        mu, logvar = a.module_.bank(torch.randn(50_000, 4))
+        mu, logvar = net.bank(torch.randn(50_000, 4))
         mean, var = mu[:, 2].mean(0), logvar[:, 2].exp().mean(0) + mu[:, 2].var(0)      # over all w
-    z = a.sample(50_000, cluster=2)
+    z = net.draw(50_000, rng, np.int64(2))
     np.testing.assert_allclose(z.mean(0), mean, atol=0.05); np.testing.assert_allclose(z.var(0), var, rtol=0.05)
-    everything = a.sample(40_000)
-    np.testing.assert_allclose(everything.mean(0), mu.mean((0, 1)), atol=0.05)      # all clusters equally often
+    np.testing.assert_allclose(net.draw(40_000, rng).mean(0), mu.mean((0, 1)), atol=0.05)      # all clusters equally often
+    assert all(p.requires_grad for p in net.bank.parameters())
 
 
-def test_gmvae_repeats_itself(quarters):
-    a = quick("GMVAE", epochs=3).fit(quarters[0])
-    assert same_weights(a, quick("GMVAE", epochs=3).fit(quarters[0])) and not same_weights(a, quick("GMVAE", epochs=3, random_state=1).fit(quarters[0]))
-    h = a.history_
+def test_gmvae_history(quarters):
+    h = quick("GMVAE", epochs=3).fit(quarters[0]).history_
     np.testing.assert_allclose(h.loss, h.reconstruction + h.kl_z + h.kl_w + h.kl_c, rtol=1e-4)
     h = quick("GMVAE", epochs=2, floor=5.0, beta=0.5).fit(quarters[0]).history_
     np.testing.assert_allclose(h.loss, h.reconstruction + 0.5 * (h.kl_z + h.kl_w + 5), rtol=1e-4)

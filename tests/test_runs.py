@@ -161,6 +161,13 @@ def test_tables(done):
     with pytest.raises(ValueError, match="different protocols"): compare(table.assign(protocol=[1, 1, 2]))
 
 
+def test_settings_that_had_another_name(done, tmp_path):
+    shutil.copytree(done, tmp_path / "runs")
+    for path in (tmp_path / "runs").glob("*/run.json"): path.write_text(path.read_text().replace('"compare"', '"condition_on"'))
+    table = read_runs(tmp_path / "runs", settings=("compare", "condition_on"))
+    for name in ("compare", "condition_on"): assert table[name].fillna("").tolist() == ["", "mean", "mean"]
+
+
 # ---- a run that is killed
 
 def _killed(when, dataset, out):
@@ -502,3 +509,10 @@ def test_names_of_the_package():
     with pytest.raises(AttributeError, match="no attribute 'VAESimm'"): _ = medstrat.VAESimm
     with pytest.raises(ImportError): exec("from medstrat import VAESimm")
     assert not hasattr(medstrat, "_labels")
+
+
+def test_a_setting_that_is_a_score_as_well():
+    "K is both: the setting may be \"elbow\", the score says how many it was; no run is left out"
+    folder = Path(__file__).parent.parent / "results" / "comparison"
+    runs = read_runs(folder, settings=("n_clusters", "latent_dim"))
+    assert len(runs) == len(read_runs(folder)) and runs.n_clusters.ge(1).all()

@@ -6,10 +6,13 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import pytorch_lightning as pl
 import torch
-from conftest import images, interrupt, same_weights
-from sklearn.base import clone
+from conftest import BACKBONE, backbone_file, images, interrupt, same_weights
+from sklearn.base import clone, is_classifier
 from sklearn.cluster import KMeans
+from sklearn.metrics import accuracy_score, get_scorer, log_loss
+from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
 
 import medstrat.backbones as backbones
 from medstrat.backbones import Backbone, cached_features, compute_features, features_key, find_backbone, find_weights, load_backbone, read_weights
@@ -19,24 +22,13 @@ from medstrat.runs import finish, read_runs, start_run
 from medstrat.training.presets import get_method, resolve
 from medstrat.training.saving import load_model
 
-TINY, SIDE = "test_efficientnet", 32   # one of timm's own test models: 99,000 weights, with batch norm
+TINY, SIDE = BACKBONE, 32
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    "A file with weights of the tiny backbone"
-    import timm
-    path = tmp_path_factory.mktemp("weights") / "tiny.pth"
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = timm.create_model(TINY)
-        net.train()
-        with torch.no_grad():
-            for _ in range(20): net(torch.rand(8, 3, SIDE, SIDE) * 2 - 1)   # statistics that fit the weights
-    torch.save(net.state_dict(), path)
-    return path
+def file(): return backbone_file()
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +52,9 @@ def make(cls, file, **changes):
     small = dict(backbone=TINY, weights=file, input_size=SIDE, random_state=0, accelerator="cpu", precision="32-true", verbose=False)
     small |= dict(n_clusters=3) if cls is FeatureKMeans else dict(epochs=4, batch_size=20, lr=1e-2)
     return cls(**small | changes)
+
+
+def words(codes): return np.array(["wave", "plain", "edge"])[codes]    # whose alphabetical order is not that of their numbers
 
 
 def state(net): return {k: v.clone() for k, v in net.state_dict().items()}
@@ -286,10 +281,13 @@ def test_one_pass_over_the_images(file, X, spy):
     assert sum(spy) == 60
     a.encode(X); a.predict(X); a.predict_proba(X); a.transform(X)
     make(FeatureKMeans, file, n_clusters=2, random_state=1).fit(X)      # another seed
-    make(Transfer, file).fit(X, np.arange(60) % 2)                      # and another method
+    make(Transfer, file).fit(X, np.arange(60) % 2)                      # and another method: its head learns from features
     assert sum(spy) == 60
+    make(Transfer, file).fit(X, np.arange(60) % 2, validation=labelled(20, seed=1)).score(more, np.arange(20) % 2)
     a.predict(more); a.transform(more)
     assert sum(spy) == 80
+    make(Transfer, file, tune="all", epochs=2).fit(X, np.arange(60) % 2)      # all layers learn: each epoch sees the images
+    assert sum(spy) >= 200
 
 
 def test_features_on_disk(file, X, spy, tmp_path):
@@ -302,13 +300,6 @@ def test_features_on_disk(file, X, spy, tmp_path):
 def test_elbow(file, X):
     a = make(FeatureKMeans, file, n_clusters="elbow").fit(X)
     assert a.n_clusters_ == a.choice_.n_clusters == len(a.cluster_centers_) > 1
-
-
-@pytest.mark.parametrize("cls", [FeatureKMeans, Transfer])
-def test_there_is_no_decoder(cls, file, X):
-    a = make(cls, file).fit(labelled())
-    for call in (lambda: a.prototypes(), lambda: a.reconstruct(X), lambda: a.inverse_transform(a.transform(X))):
-        with pytest.raises(AttributeError, match="cannot generate images: it has no decoder"): call()
 
 
 @pytest.mark.parametrize("cls", [FeatureKMeans, Transfer])
@@ -331,15 +322,6 @@ def test_saved_models_need_no_hub(cls, file, X, tmp_path, monkeypatch):
 def test_colour_and_odd_shapes(cls, channels, width, file):
     S = ImageSet(images(30, channels=channels, width=width), dict(y=np.arange(30) % 2), target="y")
     assert make(cls, file).fit(S).transform(S).shape == (30, 256)
-
-
-@pytest.mark.parametrize("cls", [FeatureKMeans, Transfer])
-def test_clone_and_parameters(cls, file):
-    a = make(cls, file).fit(labelled())
-    b = clone(a)
-    assert b.get_params() == a.get_params() and not [k for k in vars(b) if k.endswith("_")]
-    assert b.fit(labelled()) is b and same_weights(a, b)
-    assert all(v in (None, (None, None)) or isinstance(v, list) for k, v in vars(a).items() if k.startswith("_"))    # nothing large is carried along
 
 
 @pytest.mark.parametrize("cls", [FeatureKMeans, Transfer])
@@ -367,16 +349,17 @@ def test_labels_that_cannot_be_used(y, kind, message):
 def test_kinds_of_labels(y, file, tmp_path):
     a = make(Transfer, file, epochs=30).fit(images(), y)
     flat = np.asarray(y).ravel()
-    assert (a.classes_ == np.unique(flat)).all() and (a.classes_[a.predict(images())] == flat).mean() > 0.9 and a.n_clusters_ == 2
+    assert (a.classes_ == np.unique(flat)).all() and (a.predict(images()) == flat).mean() > 0.9 and a.predict(images()).dtype == a.classes_.dtype and a.n_clusters_ == 2
     a.save(tmp_path / "a.safetensors")
-    assert (load_model(tmp_path / "a.safetensors").classes_ == a.classes_).all()
+    b = load_model(tmp_path / "a.safetensors")
+    assert b.classes_.dtype == a.classes_.dtype and (b.classes_ == a.classes_).all() and (b.predict(images()) == a.predict(images())).all()
 
 
 def test_labels_of_the_set_or_given(file):
     S = labelled(other=np.arange(60) % 3)
     assert make(Transfer, file).fit(S).classes_.tolist() == [0, 1]
     assert make(Transfer, file).fit(S, S.table.other).n_clusters_ == 3          # given labels go first
-    assert (make(Transfer, file).fit_predict(images(), S.labels) == make(Transfer, file).fit(S).labels_).all()
+    assert (make(Transfer, file).fit(images(), S.labels).predict(images()) == make(Transfer, file).fit(S).predict(S)).all()
     with pytest.raises(ValueError, match="learns from labels"): make(Transfer, file).fit(images())
     with pytest.raises(ValueError, match="learns from labels"): make(Transfer, file).fit(ImageSet(images(), dict(kind=np.arange(60))))
     with pytest.raises(TypeError, match="without gaps"): make(Transfer, file).fit(ImageSet(images(), dict(kind=[0.0, np.nan] * 30), target="kind"))
@@ -384,16 +367,6 @@ def test_labels_of_the_set_or_given(file):
 
 def test_one_class(file):
     with pytest.raises(ValueError, match="all 60 images have the label 7; a classifier needs at least two"): make(Transfer, file).fit(images(), np.full(60, 7))
-
-
-def test_clusters_are_classes(file):
-    with pytest.raises(ValueError, match="n_clusters=5, but the labels have 2 classes"): make(Transfer, file, n_clusters=5).fit(labelled())
-    a = make(Transfer, file, n_clusters=2).fit(labelled())
-    assert a.n_clusters_ == 2 and make(Transfer, file).fit(labelled()).provenance_["n_clusters"] == "the labels"
-
-
-def test_a_condition_is_refused(file):
-    with pytest.raises(ValueError, match="no decoder that a condition could be told"): make(Transfer, file).fit(labelled(), condition="kind")
 
 
 @pytest.mark.parametrize("validation, message", [(images(20), "none for the validation images"), (ImageSet(images(20), dict(kind=np.arange(20)), target="kind"), "labels that training has not seen: 2, 3, 4, 5, 6. Known are: 0, 1"), (ImageSet(images(20), dict(kind=np.arange(20) % 2), target="kind"), None)], ids=["without", "unseen", "text"])
@@ -411,11 +384,38 @@ def test_probabilities_are_the_softmax(file):
     Z, head = a.transform(images()).astype(np.float64), a.module_.head
     e = np.exp(Z @ head.weight.detach().numpy().T.astype(np.float64) + head.bias.detach().numpy())
     np.testing.assert_allclose(a.predict_proba(images()), e / e.sum(1, keepdims=True), atol=1e-5)
-    assert (a.predict(images()) == e.argmax(1)).all() and (a.labels_ == a.predict(images())).all()
+    assert (a.predict(images()) == e.argmax(1)).all()
     np.testing.assert_allclose(a.transform(images()), compute_features(load_backbone(TINY, file, SIDE), images()), atol=1e-5)
-    np.testing.assert_allclose(a.cluster_centers_, [Z[np.arange(60) % 2 == k].mean(0) for k in (0, 1)], atol=1e-4)
-    embedded, clusters = a.encode(images())
-    assert (embedded == a.transform(images())).all() and (clusters == a.labels_).all()
+    embedded, numbers = a.encode(images())
+    assert (embedded == a.transform(images())).all() and (numbers == e.argmax(1)).all()
+
+
+def test_labels_are_only_names(file):
+    "Text, booleans, or numbers: the columns of the probabilities are in the order of `classes_`, and else nothing depends on them"
+    codes, X = np.arange(60) % 2, images()
+    p = make(Transfer, file, epochs=20).fit(X, codes).predict_proba(X)
+    for names, y in [([False, True], codes == 1), ([-7, 900], np.where(codes, 900, -7)), (["a", "b"], np.array(["a", "b"])[codes]), (["plain", "wave"], words(codes))]:
+        b = make(Transfer, file, epochs=20).fit(X, y)
+        q = b.predict_proba(X)
+        assert b.classes_.tolist() == names and (b.predict(X) == b.classes_[q.argmax(1)]).all() and b.score(X, y) == accuracy_score(y, b.predict(X)) > 0.9
+        assert (q == p).all() or names == ["plain", "wave"]     # the other way round, and other weights begin each class
+        assert b.score(X, y, sample_weight=codes) == accuracy_score(y, b.predict(X), sample_weight=codes)
+        assert get_scorer("neg_log_loss")(b, X, y) == pytest.approx(-log_loss(y, q, labels=b.classes_), rel=1e-4) and get_scorer("roc_auc")(b, X, y) > 0.9
+
+
+def test_in_scikit_learns_hands(file):
+    "Cloned, cross-validated and searched over, as any classifier"
+    X, y = images(24), words(np.arange(24) % 2)
+    a = make(Transfer, file)
+    assert is_classifier(a) and a.__sklearn_tags__().estimator_type == "classifier"
+    scores = cross_val_score(a, X, y, cv=2)      # stratified, because it is a classifier
+    folds = [np.r_[k:12 + k] for k in (0, 12)]
+    expected = [clone(a).fit(X[train], y[train]).score(X[test], y[test]) for train, test in (folds[::-1], folds)]
+    assert scores.tolist() == expected and not hasattr(a, "classes_")
+    assert cross_val_predict(a, X, y, cv=2, method="predict_proba").shape == (24, 2) and set(cross_val_predict(a, X, y, cv=2)) <= set(y)
+    found = GridSearchCV(a, dict(tune=["head", "all"]), cv=2).fit(X, y)
+    assert found.classes_.tolist() == ["plain", "wave"] and found.best_params_["tune"] in ("head", "all") and found.predict(X).dtype == y.dtype
+    assert cross_val_score(a, labelled(24), np.arange(24) % 2, cv=2).shape == (2,)
 
 
 def test_adam_on_cross_entropy(file):
@@ -497,7 +497,7 @@ def test_resuming_with_something_else(file, tmp_path):
     import timm
     make(Transfer, file, checkpoint_dir=tmp_path).fit(labelled())
     path = tmp_path / "last.ckpt"
-    with pytest.raises(ValueError, match="condition .its check sum. .saved: "): make(Transfer, file).fit(images(), 1 - np.arange(60) % 2, resume=path)
+    with pytest.raises(ValueError, match="labels .their check sum. .saved: "): make(Transfer, file).fit(images(), 1 - np.arange(60) % 2, resume=path)
     with pytest.raises(ValueError, match="images .their check sum. .saved: "): make(Transfer, file).fit(labelled(seed=1), resume=path)
     mine = tmp_path / "tiny.pth"
     mine.write_bytes(file.read_bytes())
@@ -506,10 +506,13 @@ def test_resuming_with_something_else(file, tmp_path):
     with pytest.raises(ValueError, match="backbone.s weights .their check sum. .saved: "): make(Transfer, mine).fit(labelled(), resume=path)
 
 
-def test_ctrl_c_keeps_what_was_learned(file):
-    with pytest.warns(UserWarning, match="interrupted"):
-        a = make(Transfer, file, epochs=50, trainer_options=dict(callbacks=[interrupt(4)])).fit(labelled())
-    assert a.interrupted_ and a.n_iter_ <= 2 and a.labels_.shape == (60,) and np.abs(a.cluster_centers_).sum() > 0
+def test_a_training_that_breaks_off(file):
+    "What is left speaks of the classes that it was to learn, not of those of an earlier fit"
+    class Break(pl.Callback):
+        def on_train_epoch_end(self, *args): raise RuntimeError("out of memory")
+    a = make(Transfer, file).fit(labelled()).set_params(trainer_options=dict(callbacks=[Break()]))
+    with pytest.raises(RuntimeError, match="out of memory"): a.fit(images(), words(np.arange(60) % 3))
+    assert a.classes_.tolist() == ["edge", "plain", "wave"] and a.predict_proba(images()).shape == (60, 3) and set(a.predict(images())) <= set(a.classes_)
 
 
 def test_a_diverging_training(file):
@@ -536,7 +539,6 @@ def test_presets():
     assert k == ["elbow", 40, 10] and get_method("transfer learning") is Transfer and get_method("Feature+KM") is FeatureKMeans
 
 
-
 @pytest.mark.parametrize("model", ["transfer", "features + k-means"])
 def test_a_run(model, file, tmp_path, spy):
     X, y = images(100), np.arange(100) % 2
@@ -551,13 +553,16 @@ def test_a_run(model, file, tmp_path, spy):
     assert row["backbone"] == TINY and row["stat_accuracy"] > 0.6 and json.loads((folder / "run.json").read_text())["settings"]["input_size"] == SIDE
     if model == "transfer":
         assert row["n_clusters"] == 2
-        np.testing.assert_allclose(row["stat_accuracy"], np.mean(run.model.predict(X[80:]) == y[80:]))       # its clusters are the classes
+        assert row["stat_accuracy"] == run.model.score(X[80:], y[80:])       # its clusters are the classes
+        np.testing.assert_allclose(run.centres, [run.encoded["train"].embedding[y[:60] == k].mean(0) for k in (0, 1)], atol=1e-5)
+    else: assert (run.centres == run.model.cluster_centers_).all()
     assert (load_model(folder / "model.safetensors").predict(X[80:]) == run.encoded["test"].clusters).all()
 
 
 def test_a_run_fails_before_anything_is_loaded(monkeypatch, tmp_path, no_hub):
     monkeypatch.setattr("medstrat.runs.load_dataset", lambda *a, **k: pytest.fail("data were loaded"))
     with pytest.raises(FileNotFoundError, match="could not be had"): start_run("transfer", "digits", backbone="resnet18", out=tmp_path)
+    with pytest.raises(ValueError, match="unknown parameter of transfer 'n_clusters'"): start_run("transfer", "digits", n_clusters=2, out=tmp_path)
     with pytest.raises(ValueError, match="unknown backbone 'resnet81'"): start_run("transfer", "digits", backbone="resnet81", out=tmp_path)
     with pytest.raises(FileNotFoundError, match="no such file"): start_run("features + k-means", "digits", weights="nowhere.pth", out=tmp_path)
 
