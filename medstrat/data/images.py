@@ -10,7 +10,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from fastcore.basics import patch
 
 from .arrays import as_images, did_you_mean, resize
 
@@ -38,7 +37,8 @@ class ImageSet:
         self.images, self.name, self.target = as_images(images), name, target
         table = pd.DataFrame(index=range(len(self.images))) if table is None else pd.DataFrame(table)
         if len(table) != len(self.images): raise ValueError(
-            f"{name}: {len(self.images)} images, but the table (or the labels) has {len(table)} rows. Row i must describe image i.")
+            f"{name}: {len(self.images)} images, but the table (or the labels) has {len(table)} rows. "
+            "Row i must describe image i.")
         self.table = table.reset_index(drop=True)
         self.classes = {} if target is None else _class_names(self.labels, classes)
 
@@ -54,21 +54,54 @@ class ImageSet:
         "Shape of one image"
         return self.images.shape[1:]
 
-    def __repr__(self):
-        label = f"; label {self.target!r}: {', '.join(list(self.classes.values())[:12])}" if self.target is not None else ""
-        more = [str(c) for c in self.table if c != self.target]
-        return (f"{self.name}: {len(self)} images {'×'.join(map(str, self.image_shape))} {self.images.dtype}{label}"
-                + (f"; columns {', '.join(more)}" if more else ""))
+    def __repr__(self): return _in_words(self)
+
+    def column(self,
+        name:str, # a column of the table
+    ) -> pd.Series: # N values
+        "One column of the table; KeyError with near matches when there is none of that name"
+        if name in self.table: return self.table[name]
+        raise KeyError(f"{self.name} has no column {name!r}.{did_you_mean(name, self.table.columns)} "
+                       f"Columns: {', '.join(map(str, self.table)) or 'none'}.")
+
+    @property
+    def labels(self) -> np.ndarray: # int64, N codes
+        "The target column; ValueError when the set has no target, TypeError when its values are no whole numbers"
+        return _codes(self)
+
+    def __getitem__(self,
+        rows, # slice, Boolean mask, array or list of row numbers, or one number
+    ) -> "ImageSet": # the images chosen and their rows; IndexError when there are none
+        "Select images and table rows together"
+        return _select(self, _as_rows(self, rows))
+
+    def resize(self,
+        size:int, # side in pixels
+    ) -> "ImageSet": # the same set, images size×size; the set itself when they already are
+        "Resize every image once (see the function `resize`)"
+        if self.image_shape[:2] == (size, size): return self
+        return _like(self, images=resize(self.images, size))  # the function, not this method
+
+    def describe(self) -> pd.DataFrame: # one row; column groups set, count, share, values
+        "Images, size, majority rate, counts and shares per class, number of different values in every further column"
+        return _description(self)
+
+    def show(self,
+        by:str=None,     # a column of the table: one row of pictures a value; None: the label, if there is one
+        n:int=8,         # pictures a row
+        max_rows:int=12, # at most this many values of the column are drawn (the title says so)
+    ): # -> matplotlib Figure
+        "Picture grid by label, or by any other column; beside each row the value and the number of its images"
+        return _grid(self, self.target if by is None else by, n, max_rows)
 
 # %% ../../nbs/00_data/00_images.ipynb #44f91ef4
-@patch
-def column(self:ImageSet,
-    name:str, # a column of the table
-) -> pd.Series: # N values
-    "One column of the table; KeyError with near matches when there is none of that name"
-    if name in self.table: return self.table[name]
-    raise KeyError(f"{self.name} has no column {name!r}.{did_you_mean(name, self.table.columns)} "
-                   f"Columns: {', '.join(map(str, self.table)) or 'none'}.")
+def _in_words(s:ImageSet) -> str:
+    "What `repr` says"
+    names = ", ".join(list(s.classes.values())[:12])
+    label = f"; label {s.target!r}: {names}" if s.target is not None else ""
+    more = [str(c) for c in s.table if c != s.target]
+    return (f"{s.name}: {len(s)} images {'×'.join(map(str, s.image_shape))} {s.images.dtype}{label}"
+            + (f"; columns {', '.join(more)}" if more else ""))
 
 # %% ../../nbs/00_data/00_images.ipynb #bed9e1f8
 def _not_whole(values:pd.Series) -> pd.Series: # bool, N values
@@ -76,15 +109,18 @@ def _not_whole(values:pd.Series) -> pd.Series: # bool, N values
     if (kind := getattr(values.dtype, "kind", "O")) not in "iufb": return pd.Series(True, values.index)
     return values.isna() if kind in "ib" else values.isna() | (values % 1 != 0) | (values.abs() >= 2**63)
 
-@patch(as_prop=True)
-def labels(self:ImageSet) -> np.ndarray: # int64, N codes
-    "The target column; ValueError when the set has no target, TypeError when its values are no whole numbers"
-    columns = ", ".join(map(str, self.table)) or "no columns"
-    if self.target is None: raise ValueError(f"{self.name} has no single label column (it has: {columns}). Choose one: ImageSet(s.images, s.table, target='…').")
-    y = self.column(self.target)
+# %% ../../nbs/00_data/00_images.ipynb #88127dea
+def _codes(s:ImageSet) -> np.ndarray: # int64, N codes
+    "The labels of a set"
+    columns = ", ".join(map(str, s.table)) or "no columns"
+    if s.target is None: raise ValueError(
+        f"{s.name} has no single label column (it has: {columns}). "
+        "Choose one: ImageSet(s.images, s.table, target='…').")
+    y = s.column(s.target)
     odd = _not_whole(y)
     if odd.any(): raise TypeError(
-        f"{self.name}: the labels in {self.target!r} must be whole numbers without gaps (int64), but are {y.dtype}, e.g. {y[odd].iloc[0]}. To make codes of any "
+        f"{s.name}: the labels in {s.target!r} must be whole numbers without gaps (int64), "
+        f"but are {y.dtype}, e.g. {y[odd].iloc[0]}. To make codes of any "
         "values: codes, names = pandas.factorize(values); then pass classes=names.")
     return y.to_numpy(np.int64)
 
@@ -96,44 +132,38 @@ def _like(s:ImageSet, **changes) -> ImageSet:
     return new
 
 # %% ../../nbs/00_data/00_images.ipynb #418ee78d
-@patch
-def __getitem__(self:ImageSet,
-    rows, # slice, Boolean mask, array or list of row numbers, or one number
-) -> ImageSet: # the images chosen and their rows; IndexError when there are none
-    "Select images and table rows together"
+def _as_rows(s:ImageSet, rows): # a slice or an array
+    "The index as numpy and pandas both take it: one number becomes a slice of length one"
     if isinstance(rows, tuple) and len(rows) == 2 and rows[1] is Ellipsis: rows = rows[0]  # scikit-learn's way
     if isinstance(rows, tuple) or np.ndim(rows) > 1: raise IndexError(
-        f"{self.name}: images are selected by one index (a slice, a mask, row numbers); got {rows!r}. For pixels: .images[…].")
-    if not isinstance(rows, slice) and np.ndim(rows) == 0 and np.asarray(rows).dtype.kind in "iu":
-        rows = int(rows)
-        if not -len(self) <= rows < len(self): raise IndexError(f"{self.name} has {len(self)} images; there is no number {rows}.")
-        rows = slice(rows % len(self), rows % len(self) + 1)
-    elif not isinstance(rows, slice): rows = np.asarray(rows)
-    images = self.images[rows] if not (isinstance(rows, np.ndarray) and not rows.size) else self.images[:0]
-    if not len(images): raise IndexError(f"This selection leaves none of the {len(self)} images of {self.name}.")
-    return _like(self, images=images, table=self.table.iloc[rows].reset_index(drop=True))
+        f"{s.name}: images are selected by one index (a slice, a mask, row numbers); got {rows!r}. "
+        "For pixels: .images[…].")
+    if isinstance(rows, slice): return rows
+    if np.ndim(rows) or np.asarray(rows).dtype.kind not in "iu": return np.asarray(rows)
+    i, n = int(rows), len(s)
+    if not -n <= i < n: raise IndexError(f"{s.name} has {n} images; there is no number {i}.")
+    return slice(i % n, i % n + 1)
 
-# %% ../../nbs/00_data/00_images.ipynb #58e09371
-@patch  # the function of the same name stays as it is
-def resize(self:ImageSet, # noqa: F811
-    size:int, # side in pixels
-) -> ImageSet: # the same set, images size×size; the set itself when they already are
-    "Resize every image once (see the function `resize`)"
-    return self if self.image_shape[:2] == (size, size) else _like(self, images=resize(self.images, size))
+# %% ../../nbs/00_data/00_images.ipynb #8548e8e7
+def _select(s:ImageSet, rows) -> ImageSet:
+    "The images of `rows` (a slice or an array) and their rows of the table"
+    empty = isinstance(rows, np.ndarray) and not rows.size
+    images = s.images[:0] if empty else s.images[rows]
+    if not len(images): raise IndexError(f"This selection leaves none of the {len(s)} images of {s.name}.")
+    return _like(s, images=images, table=s.table.iloc[rows].reset_index(drop=True))
 
 # %% ../../nbs/00_data/00_images.ipynb #a0229eee
-@patch
-def describe(self:ImageSet) -> pd.DataFrame: # one row; column groups set, count, share, values
-    "Images, size, majority rate, counts and shares per class, number of different values in every further column"
-    n = len(self)
-    row = {("set", "images"): n, ("set", "size"): "×".join(map(str, self.image_shape)), ("set", "type"): str(self.images.dtype)}
-    if self.target is not None:
-        counts = pd.Series(self.labels).value_counts()
+def _description(s:ImageSet) -> pd.DataFrame: # one row; column groups set, count, share, values
+    "What `describe` returns"
+    n, size = len(s), "×".join(map(str, s.image_shape))
+    row = {("set", "images"): n, ("set", "size"): size, ("set", "type"): str(s.images.dtype)}
+    if s.target is not None:
+        counts = pd.Series(s.labels).value_counts()
         row[("set", "majority")] = round(counts.max() / n, 4)
-        row |= {("count", name): int(counts.get(code, 0)) for code, name in self.classes.items()}
-        row |= {("share", name): round(counts.get(code, 0) / n, 4) for code, name in self.classes.items()}
-    row |= {("values", str(c)): self.table[c].nunique() for c in self.table if c != self.target}
-    return pd.DataFrame([list(row.values())], index=[self.name], columns=pd.MultiIndex.from_tuples(row))
+        row |= {("count", name): int(counts.get(code, 0)) for code, name in s.classes.items()}
+        row |= {("share", name): round(counts.get(code, 0) / n, 4) for code, name in s.classes.items()}
+    row |= {("values", str(c)): s.table[c].nunique() for c in s.table if c != s.target}
+    return pd.DataFrame([list(row.values())], index=[s.name], columns=pd.MultiIndex.from_tuples(row))
 
 # %% ../../nbs/00_data/00_images.ipynb #b28350d9
 def _evenly(rows:np.ndarray, n:int) -> np.ndarray:
@@ -160,23 +190,19 @@ def _strip(images:np.ndarray, rows, n:int) -> np.ndarray: # H × n·(W+gap)−ga
     for i, row in enumerate(rows): strip[:, i*(w + gap):i*(w + gap) + w] = images[row]
     return strip.squeeze(-1) if c == 1 else strip
 
-@patch
-def show(self:ImageSet,
-    by:str=None,     # a column of the table: one row of pictures a value; None: the label, if there is one
-    n:int=8,         # pictures a row
-    max_rows:int=12, # at most this many values of the column are drawn (the title says so)
-): # -> matplotlib Figure
-    "Picture grid by label, or by any other column; beside each row the value and the number of its images"
+# %% ../../nbs/00_data/00_images.ipynb #80a9a3e0
+def _grid(s:ImageSet, by, n:int, max_rows:int): # -> matplotlib Figure
+    "The figure of `show`: one strip a value of column `by`"
     import matplotlib.pyplot as plt
-    by = self.target if by is None else by
-    rows = _show_rows(self, by, n)
+    rows = _show_rows(s, by, n)
     shown = rows[:max_rows]
-    fig, axes = plt.subplots(len(shown), 1, figsize=(n + 1.2, 1.05*len(shown) + .45), squeeze=False, layout="constrained")
-    for (text, members), ax in zip(shown, axes[:, 0], strict=True):   # a row is one picture: panels are slow to lay out
-        ax.imshow(_strip(self.images, members, n), cmap="gray", vmin=0, vmax=_white(self.images))
+    fig, axes = plt.subplots(len(shown), 1, figsize=(n + 1.2, 1.05*len(shown) + .45), squeeze=False,
+                             layout="constrained")
+    for (text, members), ax in zip(shown, axes[:, 0], strict=True):
+        ax.imshow(_strip(s.images, members, n), cmap="gray", vmin=0, vmax=_white(s.images))
         ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
         ax.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=10)
     left = "" if len(shown) == len(rows) else f", the first {len(shown)} of {len(rows)} values"
-    fig.suptitle(self.name + (f" by {by}" if by is not None else "") + left, fontsize=11)
+    fig.suptitle(s.name + (f" by {by}" if by is not None else "") + left, fontsize=11)
     plt.close(fig)  # the caller shows the figure; otherwise a notebook would show it twice
     return fig
