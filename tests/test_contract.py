@@ -397,8 +397,10 @@ def test_checkpoints_belong_to_one_training(method, S, fitted, tmp_path):
     if not fitted[method].n_iter_: return
     assert same_training(small(method, checkpoint_dir=tmp_path).fit(S), fitted[method])
     for b in (small(method).fit(S, resume=str(path)), small(method, accelerator="auto", num_workers=0).fit(S, resume=path)): assert same_training(b, fitted[method])      # it had ended
-    for change, says in [(dict(random_state=1), "random_state .saved: 0, given: 1"), (dict(epochs=7), "epochs .saved: 2, given: 7"), (dict(lr=0.5), "lr .saved"), (dict(batch_size=30), "batch_size")]:
-        with pytest.raises(ValueError, match=f"last.ckpt' belongs to another training: {says}"): small(method, **change).fit(S, resume=path)
+    for change in (dict(random_state=1), dict(epochs=7), dict(lr=0.5), dict(batch_size=30), known(method, dict(n_clusters=4, latent_dim=5))):
+        for k, v in change.items():
+            with pytest.raises(ValueError, match=rf"last.ckpt' belongs to another training: {k} .saved: {getattr(fitted[method].settings_, k)}, given: {v}\)\. Resume with the same"):
+                small(method, **{k: v}).fit(S, resume=path)
     for other, says in [(cohort(seed=9), "images .their check sum"), (cohort(61), "number of images .saved: 60, given: 61"), (cohort(channels=3), "size of an image")]:
         with pytest.raises(ValueError, match=f"belongs to another training: .*{says}"): small(method).fit(other, resume=path)
     another = "VAESim" if method != "VAESim" else "GMVAE"

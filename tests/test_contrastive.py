@@ -28,7 +28,7 @@ from medstrat.runs import finish, read_runs, start_run
 from medstrat.training.loop import NonFiniteLoss
 from medstrat.training.method import Batch, Told
 from medstrat.training.phases import Moment
-from medstrat.training.presets import get_method, lookup, resolve
+from medstrat.training.presets import lookup
 from medstrat.training.saving import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*clusters are empty:UserWarning", "ignore::sklearn.exceptions.ConvergenceWarning")

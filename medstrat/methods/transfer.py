@@ -99,7 +99,7 @@ def read_labels(
     n: int,   # how many images
     what="images",
 ) -> np.ndarray:  # (N,)
-    "Labels, checked. ValueError (TypeError for odd types) says what is wrong."
+    "Labels, checked. A ValueError says what is wrong."
     if y is None:
         if getattr(X, "target", None) is None:
             raise ValueError(f"transfer learns from labels, and there are none for the {what}. Give them, fit(X, y), "
@@ -113,7 +113,7 @@ def read_labels(
     if y.dtype.kind == "f" and (np.abs(y) < 2**53).all() and (y == np.trunc(y)).all(): y = y.astype(np.int64)
     if y.dtype.kind == "O" and all(isinstance(v, str) for v in y): y = y.astype(str)
     if y.dtype.kind not in "iubU":
-        raise TypeError(f"labels of type {y.dtype}, e.g. {y[0]!r}; needed: whole numbers, text or booleans.")
+        raise ValueError(f"labels of type {y.dtype}, e.g. {y[0]!r}; needed: whole numbers, text or booleans.")
     return y
 
 # %% ../../nbs/05_methods/08_transfer.ipynb #3648d20e
