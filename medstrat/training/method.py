@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from .isolation import isolated
 from .presets import Settings
 
 # %% ../../nbs/01_training/01_method.ipynb #287e5548
@@ -112,8 +111,8 @@ class Network(nn.Module):
 
 # %% ../../nbs/01_training/01_method.ipynb #36d3185a
 def build(method: type[Network], s: Settings, shape: tuple, n_clusters: int, n_covariates: int = 0) -> Network:
-    "A method's network, with weights that depend on the seed alone."
-    with isolated(), torch.random.fork_rng(devices=[]):
+    "A method's network; its weights depend on the seed, not on what was drawn before."
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(s.random_state)
         net = method(s, tuple(shape), n_clusters, n_covariates)
     return net.to(memory_format=torch.channels_last) if s.channels_last else net

@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .. import __version__
 from ..conditioning import Covariates
+from .isolation import isolated
 from .method import build
 from .presets import RENAMED, Settings, get_method, parameters
 
@@ -155,7 +156,8 @@ def _rebuild(model, header: dict, tensors: dict, networks: dict):
     model.covariates_ = header.get("covariates") and Covariates.from_list(header["covariates"])
     if "classes" in header: model.classes_ = np.array(header["classes"])
     else: model.labels_ = tensors.pop("labels_").numpy()
-    net = build(model.method, s, model.image_shape_, model.n_clusters_,
-                0 if model.covariates_ is None else model.covariates_.width)
+    with isolated():
+        net = build(model.method, s, model.image_shape_, model.n_clusters_,
+                    0 if model.covariates_ is None else model.covariates_.width)
     net.load_state_dict({k.removeprefix("net."): v for k, v in tensors.items()})
     model.module_ = net.eval()
