@@ -35,7 +35,8 @@ class DVCNetwork(VAENetwork):
         reconstruction = self.reconstruction(self.logits(reparameterise(mu, logvar), batch.told), batch.x)
         kl = kl_normal(mu, logvar, s.prior_std).mean()
         L_r = reconstruction + self.beta(at) * kl if s.refine_with == "elbo" else reconstruction
-        return dict(loss=s.lam * clustering + (1 - s.lam) * L_r / math.prod(self.shape), reconstruction=reconstruction, kl=kl, **noted)
+        loss = s.lam * clustering + (1 - s.lam) * L_r / math.prod(self.shape)
+        return dict(loss=loss, reconstruction=reconstruction, kl=kl, **noted)
 
     def recipe(self):
         pretrained = pretraining(self, self.pretrain_loss, reads=("beta", "kl_warmup", "prior_std"))
