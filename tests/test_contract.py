@@ -577,3 +577,11 @@ def test_what_shares_a_pretraining(method, tmp_path, monkeypatch):
             assert found.keys() == weights.keys() and all(v.equal(found[k]) for k, v in weights.items()), name
         tried["key" if name in key else "free"] += 1
     assert min(tried.values()) >= 10 and [*tmp_path.iterdir()] == [path]
+
+
+def test_a_checkpoint_of_a_phase_that_is_not_there(S, tmp_path, monkeypatch):
+    "Nothing would be trained: that must not pass for a training"
+    method = get_method("VAE + k-means").method
+    small("VAE + k-means", checkpoint_dir=tmp_path).fit(S)
+    monkeypatch.setattr(method, "recipe", lambda self: [])
+    with pytest.raises(ValueError, match="last.ckpt.*phase 'train', which this training does not have"): small("VAE + k-means").fit(S, resume=tmp_path / "last.ckpt")

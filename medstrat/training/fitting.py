@@ -149,6 +149,7 @@ class Fit:
         "Run steps and phases. On an interrupt, or a `NonFiniteLoss` (kept as `trouble`), steps still run and phases stop."
         at = None if resume is None else self.go_back(resume)
         for stage in recipe: at = self.pass_through(stage, at, resume)
+        if at is not None: raise ValueError(f"{str(resume)!r} was written in the phase {at!r}, which this training does not have. Train again.")
 
     def pass_through(self, stage, at: str | None, resume) -> str | None:
         "One stage of a recipe; `at` is the phase that a resumed fit has yet to reach, None where it has been reached."
