@@ -11,7 +11,8 @@ import time
 import torch
 
 import medstrat.methods.contrastive as contrastive
-from medstrat import ContrastiveAE, load_dataset
+from medstrat.data.sources import load_dataset
+from medstrat.methods.contrastive import ContrastiveAE
 
 
 def measure(how, crop, images, batch, steps, threads):

@@ -13,8 +13,8 @@ import time
 
 import torch
 
-from medstrat import load_dataset
-from medstrat.training.presets import get_method
+from medstrat.data.sources import load_dataset
+from medstrat.training.registry import get_method
 
 
 def ours(name, images, epochs, **more):

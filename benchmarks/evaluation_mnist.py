@@ -17,13 +17,12 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from medstrat.evaluation.metrics import (
     Encoded,
-    StatisticalMapping,
     bootstrap_interval,
     knn_predict,
-    one_to_one,
     paper_probe_predict,
     probe_predict,
 )
+from medstrat.parts.matching import StatisticalMapping, one_to_one
 from medstrat.evaluation.protocol import evaluate
 
 

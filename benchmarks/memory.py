@@ -27,7 +27,7 @@ def write(path, n):
 
 
 def fit(path, method):
-    from medstrat.training.presets import get_method
+    from medstrat.training.registry import get_method
     x = np.load(path, mmap_mode="r")
     cls = get_method(method)
     wanted = dict(n_clusters=10, epochs=1, batch_size=1024, network="mlp", hidden=(64,), latent_dim=8, random_state=0, verbose=False)

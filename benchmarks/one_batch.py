@@ -19,8 +19,8 @@ import medstrat
 from medstrat.data.images import ImageSet
 from medstrat.training.fitting import settle
 from medstrat.training.loop import PhaseModule
-from medstrat.training.phases import train_loader
-from medstrat.training.presets import get_method, list_methods
+from medstrat.training.batches import train_loader
+from medstrat.training.registry import get_method, list_methods
 
 PACKAGE = Path(medstrat.__file__).parent
 LOOKED_UP = ("match_name", "plain", "lookup", "resolve", "check_value", "operations_of")   # nothing of a training step

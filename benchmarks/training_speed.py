@@ -15,9 +15,10 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from medstrat import VAE
+from medstrat.methods.autoencoders import VAE
 from medstrat.training.method import Batch, build
-from medstrat.training.phases import Moment, pick_device, pick_precision
+from medstrat.training.devices import pick_device, pick_precision
+from medstrat.training.phases import Moment
 from medstrat.training.presets import resolve
 
 CASES = dict(conv=(32, 256, dict(network="conv", channels=(32, 64, 128), latent_dim=32)),

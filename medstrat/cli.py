@@ -30,7 +30,7 @@ def notebook_path(name: str = "07_experiments") -> Path:
 
 def parse_parameters(pairs: list) -> dict:
     "`['latent_dim=16', 'channels=[8,16]']` → values as papermill reads them."
-    from medstrat.requests import read_scalar
+    from medstrat.runs.requests import read_scalar
     wrong = [p for p in pairs if "=" not in p]
     if wrong: raise ValueError(f"cannot read the parameter {wrong[0]!r}; write -p name=value, for example -p latent_dim=16.")
     return {k.strip(): read_scalar(v) for k, _, v in (p.partition("=") for p in pairs)}
@@ -109,7 +109,7 @@ def run(
 
 def _run(words, group, pairs, out, data_dir, manager):
     "The folder of a run, from what was typed."
-    from medstrat.requests import Request, claim_folder, partial, read_scalar, run_name
+    from medstrat.runs.requests import Request, claim_folder, partial, read_scalar, run_name
     words, parameters = dict(words, group=read_scalar(group) if group else None), parse_parameters(pairs)
     if taken := sorted(set(parameters) & {*words, "out", "folder", "data_dir"}): raise ValueError(f"-p {taken[0]}=… is no hyper-parameter; write --{taken[0].replace('_', '-')}.")
     request = Request(**words, parameters=parameters, data_dir=data_dir)
@@ -134,20 +134,20 @@ def _report(folder: Path):
 @app.command()
 def models():
     "List the methods."
-    from medstrat.training.presets import list_methods
+    from medstrat.training.registry import list_methods
     for cls in list_methods():
         typer.echo(f"{cls.name:<20} {(cls.__doc__ or '').strip().splitlines()[0]}")
 
 @app.command()
 def datasets(data_dir: Annotated[Path | None, typer.Option(help="Where data sets are.")] = None):
     "List the data sets: embedded, found in the data folder, or to be downloaded."
-    from medstrat.data.named import list_datasets
+    from medstrat.data.sources import list_datasets
     typer.echo(list_datasets(data_dir).to_string(index=False))
 
 @app.command()
 def table(folder: Annotated[Path, typer.Argument(help="Where to look for finished runs.")] = Path("runs")):
     "Compare finished runs: mean ± standard deviation over seeds."
-    from medstrat.runs import compare, read_runs
+    from medstrat.runs.records import compare, read_runs
     typer.echo(compare(read_runs(folder)).to_string())
 
 # %% ../nbs/10_cli.ipynb #c4df3cc5

@@ -18,7 +18,7 @@ import pytest  # noqa: E402
 
 from medstrat.data import folders  # noqa: E402
 from medstrat.data.images import ImageSet  # noqa: E402
-from medstrat.training.presets import get_method, list_methods  # noqa: E402
+from medstrat.training.registry import get_method, list_methods  # noqa: E402
 
 hypothesis.settings.register_profile("repeatable", derandomize=True)   # the same examples in every run
 hypothesis.settings.load_profile("repeatable")
@@ -31,7 +31,7 @@ PRETRAINED = [m for m in METHODS if "pretrain_epochs" in get_method(m).__datacla
 
 
 _context = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
-if os.name != "nt": _context.set_forkserver_preload(["torch", "pytorch_lightning", "medstrat.runs", "medstrat.evaluation.figures", "sklearn.cluster", "sklearn.mixture", "nbdev.test", "nbdev.serve_drv", "nbformat", "IPython", "conftest"])
+if os.name != "nt": _context.set_forkserver_preload(["torch", "pytorch_lightning", "medstrat.runs.records", "medstrat.parts.figures", "sklearn.cluster", "sklearn.mixture", "nbdev.test", "nbdev.serve_drv", "nbformat", "IPython", "conftest"])
 
 
 def _apart(log, work, args):

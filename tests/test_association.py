@@ -18,14 +18,13 @@ from sklearn.metrics import adjusted_mutual_info_score
 from medstrat.data.images import ImageSet
 from medstrat.evaluation.association import (
     NotComparable,
-    agreement,
     associations,
     correlation_ratio,
     cramers_v,
-    match_clusters,
     ordered_correlation,
     permutation_p,
 )
+from medstrat.parts.matching import agreement, match_clusters
 from medstrat.evaluation.subgroups import plot_agreement, plot_columns, plot_scores
 
 codes = lambda n, k=4: arrays(np.int64, n, elements=st.integers(0, k - 1))

@@ -11,8 +11,18 @@ from hypothesis import strategies as st
 from scipy import ndimage, stats
 from sklearn.base import clone
 
-from medstrat import augmentation
-from medstrat.augmentation import AUGMENTATIONS, BLUR, DEGREES, NOISE, OPERATIONS, SCALE, SHIFT, TURN, augment
+from medstrat.parts import augmentation
+from medstrat.parts.augmentation import (
+    AUGMENTATIONS,
+    BLUR,
+    DEGREES,
+    NOISE,
+    OPERATIONS,
+    SCALE,
+    SHIFT,
+    TURN,
+    augment,
+)
 from medstrat.training.saving import load_model
 
 SIZES = [(16, 16), (12, 20), (21, 13)]     # square, wide, high
@@ -411,7 +421,7 @@ def test_estimators_refuse_what_does_not_exist(method, bad, says, X):
 
 def test_validation_images_stay_as_they_are_in_the_pretraining(X, monkeypatch):
     "Their loss is the plain reconstruction's"
-    from medstrat import pretraining
+    from medstrat.methods.pretraining import pretraining
     seen = []
     monkeypatch.setattr(pretraining, "augmenter", lambda how: lambda x: seen.append(len(x)) or x)
     tiny("DEC", augment="affine", epochs=0, pretrain_epochs=1, n_init=1).fit(X, validation=images(13, seed=1))

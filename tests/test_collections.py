@@ -14,11 +14,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from medstrat import cli
-from medstrat.data import brats as chapter
-from medstrat.data.collections import COLLECTIONS, read_brats, read_refuge
-from medstrat.data.named import list_datasets, load_dataset
-from medstrat.requests import find_dataset
-from medstrat.runs import finish, start_run
+from medstrat.data.private import brats as chapter
+from medstrat.data.private.brats import read_brats
+from medstrat.data.private.local import COLLECTIONS
+from medstrat.data.private.refuge import read_refuge
+from medstrat.data.sources import list_datasets, load_dataset
+from medstrat.runs.requests import find_dataset
+from medstrat.runs.records import finish, start_run
 
 KINDS = ("t1", "t1ce", "t2", "flair")
 
@@ -333,6 +335,6 @@ def test_a_run(kind, brats, refuge, tmp_path):
 
 
 def test_importing_is_light():
-    code = "import medstrat.data.named, sys; print([m for m in ('nibabel', 'PIL', 'tqdm', 'torch') if m in sys.modules])"
+    code = "import medstrat.data.sources, sys; print([m for m in ('nibabel', 'PIL', 'tqdm', 'torch') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(chapter.__file__).parents[2], env={**os.environ})
     assert out.stdout.strip() == "[]", out.stdout + out.stderr

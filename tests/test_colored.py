@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency
 
-from medstrat.data.colored import COLORED, PALETTE, colored_sets, colorize, paint
+from medstrat.data.known.colored import COLORED, PALETTE, colored_sets, colorize, paint
 from medstrat.data.images import ImageSet
-from medstrat.data.named import list_datasets, load_dataset
-from medstrat.requests import find_dataset
+from medstrat.data.sources import list_datasets, load_dataset
+from medstrat.runs.requests import find_dataset
 
 REAL = os.environ.get("MEDSTRAT_DATA")
 REAL = REAL if REAL and (Path(REAL) / "mnist.npz").is_file() else None

@@ -15,14 +15,21 @@ from sklearn.base import clone
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from torch import nn
 
-from medstrat import runs
-from medstrat.conditioning import Covariates, column_kind, condition_table, encode_covariate, learn_covariate, rows_for
+from medstrat.runs import records as runs
+from medstrat.vae.covariates import (
+    Covariates,
+    column_kind,
+    condition_table,
+    encode_covariate,
+    learn_covariate,
+    rows_for,
+)
 from medstrat.data.images import ImageSet
 from medstrat.training.fitting import Fit
 from medstrat.training.method import Network
-from medstrat.training.presets import get_method
+from medstrat.training.registry import get_method
 from medstrat.training.saving import load_model
-from medstrat.vae import Autoencoder
+from medstrat.methods.autoencoders import Autoencoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*clusters are empty:UserWarning", "ignore::sklearn.exceptions.ConvergenceWarning")
 

@@ -20,14 +20,17 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import estimator_checks
 from sklearn.utils.validation import check_is_fitted
 
-from medstrat import pretraining
+from medstrat.methods import pretraining
 from medstrat.data.images import ImageSet
 from medstrat.training.fitting import Fit, settle, take_condition
 from medstrat.training.inference import Engine
-from medstrat.training.loop import NonFiniteLoss
+from medstrat.training.phases import NonFiniteLoss
 from medstrat.training.method import Network, build
-from medstrat.training.phases import Block, ImageBatches
-from medstrat.training.presets import ROLES, Settings, check_value, get_method, parameters, resolve
+from medstrat.training.batches import ImageBatches
+from medstrat.training.phases import Block
+from medstrat.training.parameters import ROLES, Settings, check_value, parameters
+from medstrat.training.presets import resolve
+from medstrat.training.registry import get_method
 from medstrat.training.saving import FORMAT, load_model, read_header, read_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*clusters are empty:UserWarning", "ignore::sklearn.exceptions.ConvergenceWarning")
@@ -506,7 +509,7 @@ def begun(method, way="", seen=None, **changes):
     class Recorder(Settings):
         def __getattribute__(self, name): seen is None or seen.add(name); return super().__getattribute__(name)
     fit.s = s = Recorder(**vars(fit.s))
-    autoencoder = next(c for c in a.method.__mro__ if c.__module__ == "medstrat.vae")     # the method's own part is not pre-trained
+    autoencoder = next(c for c in a.method.__mro__ if c.__module__ == "medstrat.methods.autoencoders")     # the method's own part is not pre-trained
     build(autoencoder, s, fit.net.shape, 3, fit.net.n_covariates), a.method.working_size(s, (16, 16, 1)), take_condition(a, None, s, cohort(), 60, None)
     if way: fit.net, fit.data = build(a.method, fit.s.but(), fit.net.shape, 3), ImageBatches(fit.images)     # layer by layer, nobody can be told anything
     fit.net.s, fit.engine = s, Engine.of(s)

@@ -18,14 +18,15 @@ from sklearn.base import clone
 from sklearn.cluster import KMeans
 from torch import nn
 
-from medstrat.augmentation import augment
-from medstrat.contrast import lars, nt_xent, partner_found, warmup_cosine
+from medstrat.parts.augmentation import augment
+from medstrat.parts.contrast import nt_xent, partner_found
+from medstrat.parts.schedules import lars, warmup_cosine
 from medstrat.data.images import ImageSet
-from medstrat.evaluation.choice import choose_n_clusters
+from medstrat.parts.choice import choose_n_clusters
 from medstrat.methods import contrastive
 from medstrat.methods.contrastive import ContrastiveAE, ContrastiveNetwork, two_views
-from medstrat.runs import finish, read_runs, start_run
-from medstrat.training.loop import NonFiniteLoss
+from medstrat.runs.records import finish, read_runs, start_run
+from medstrat.training.phases import NonFiniteLoss
 from medstrat.training.method import Batch, Told
 from medstrat.training.phases import Moment
 from medstrat.training.presets import lookup

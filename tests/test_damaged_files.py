@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from medstrat.data import npz
-from medstrat.data.brats import _volume
-from medstrat.data.her2 import _patch
-from medstrat.data.named import list_datasets, load_dataset
-from medstrat.data.npz import _arrays, _gunzip
-from medstrat.data.refuge import _photograph
+from medstrat.data.private.brats import _volume
+from medstrat.data.private.her2 import _patch
+from medstrat.data.sources import list_datasets, load_dataset
+from medstrat.data.npz import gunzip, read_arrays
+from medstrat.data.private.refuge import _photograph
 
 KINDS = ("stored", "packed", "version 1", "version 2", "version 3")
 
@@ -70,7 +70,7 @@ def survive(path, raw, arrays, n, seed):
     rng, refused, right = np.random.default_rng(seed), 0, 0
     for _ in range(n):
         path.write_bytes(mutated(raw, rng))
-        try: got = _arrays(path)
+        try: got = read_arrays(path)
         except ValueError as e:
             assert path.name in str(e)
             refused += 1
@@ -85,7 +85,7 @@ def survive(path, raw, arrays, n, seed):
 def test_a_damaged_npz_is_refused_or_gives_what_was_written(tmp_path, kind):
     arrays, path = content(), tmp_path / "cohort.npz"
     write(path, kind, arrays)
-    assert same(_arrays(path), arrays)
+    assert same(read_arrays(path), arrays)
     refused, right = survive(path, path.read_bytes(), arrays, 80, KINDS.index(kind))
     assert refused > 20 and refused + right == 80
 
@@ -109,7 +109,7 @@ def test_headers_that_were_edited_with_fitting_checksums(tmp_path, edit):
     path = tmp_path / "cohort.npz"
     write(path, "stored", content())
     rezipped(path, lambda name, b: edit(b) if name == "train_images.npy" else b)
-    with pytest.raises(ValueError, match="cohort.npz"): _arrays(path)
+    with pytest.raises(ValueError, match="cohort.npz"): read_arrays(path)
     with pytest.raises(ValueError, match="cohort.npz"): load_dataset(path)
     list_datasets(tmp_path)
 
@@ -127,7 +127,7 @@ def test_fields_of_the_zip_records(tmp_path, field, value):
     path = tmp_path / "cohort.npz"
     write(path, "stored", content())
     path.write_bytes(patched(path.read_bytes(), field, value))
-    with pytest.raises(ValueError, match="cohort.npz"): _arrays(path)
+    with pytest.raises(ValueError, match="cohort.npz"): read_arrays(path)
 
 
 def test_a_list_of_members_that_lacks_one(tmp_path):
@@ -138,7 +138,7 @@ def test_a_list_of_members_that_lacks_one(tmp_path):
     end = raw.rindex(b"PK\5\6")
     size = struct.unpack("<L", raw[end + 12:end + 16])[0] - (second - first)
     path.write_bytes(raw[:end + 12] + struct.pack("<L", size) + raw[end + 16:])   # zipfile starts at the second entry
-    with pytest.raises(ValueError, match="list of its arrays is incomplete"): _arrays(path)
+    with pytest.raises(ValueError, match="list of its arrays is incomplete"): read_arrays(path)
 
 
 def test_things_that_are_no_npz(tmp_path):
@@ -158,7 +158,7 @@ def test_things_that_are_no_npz(tmp_path):
         with pytest.raises(ValueError, match=says) as e: load_dataset(tmp_path / f"{name}.npz")
         assert f"{name}.npz" in str(e.value)
     with pytest.raises((ValueError, FileNotFoundError), match="folder.npz"): load_dataset(tmp_path / "folder.npz")
-    with pytest.raises(FileNotFoundError, match="is a folder"): _arrays(tmp_path / "folder.npz")
+    with pytest.raises(FileNotFoundError, match="is a folder"): read_arrays(tmp_path / "folder.npz")
     rows = list_datasets(tmp_path).set_index("name")["where"]
     assert all("unreadable" in rows[n] for n in ("empty", "nothing", "twice", "nested", "lzma")) and "folder" not in rows.index
 
@@ -182,15 +182,15 @@ def test_bombs_are_refused_before_they_are_unpacked(tmp_path, monkeypatch):
     (tmp_path / "liar.gz").write_bytes(liar[:-4] + struct.pack("<L", 5))   # declares five bytes: unpacked up to the limit
     (tmp_path / "scan.nii.gz").write_bytes(gzip.compress(bytes(2**24)))
     def refused():
-        with pytest.raises(ValueError, match="bomb.npz.*would unpack to 8,389,"): _arrays(tmp_path / "bomb.npz")
-        with pytest.raises(ValueError, match="bomb.gz.*would unpack to more"): _gunzip(tmp_path / "bomb.gz")
+        with pytest.raises(ValueError, match="bomb.npz.*would unpack to 8,389,"): read_arrays(tmp_path / "bomb.npz")
+        with pytest.raises(ValueError, match="bomb.gz.*would unpack to more"): gunzip(tmp_path / "bomb.gz")
         with pytest.raises(ValueError, match="scan.nii.gz.*not unpacked"): _volume(tmp_path / "scan.nii.gz")
         assert "unreadable" in list_datasets(tmp_path).set_index("name").loc["bomb", "where"]
     refused()   # what is imported on the way does not count
     assert memory(refused) < 2**22
-    with pytest.raises((ValueError, OSError)): _gunzip(tmp_path / "liar.gz")
+    with pytest.raises((ValueError, OSError)): gunzip(tmp_path / "liar.gz")
     np.savez(tmp_path / "large.npz", train_images=np.zeros((32, 512, 512), np.uint8))   # as large, but not packed
-    assert len(_arrays(tmp_path / "large.npz")["train_images"]) == 32
+    assert len(read_arrays(tmp_path / "large.npz")["train_images"]) == 32
 
 
 def png(path, width, height):

@@ -17,9 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medstrat.data import folders, images, named
-from medstrat.data.images import ImageSet, as_images, resize
-from medstrat.data.named import list_datasets, load_dataset
+from medstrat.data import folders
+from medstrat.data import images
+from medstrat.data import sources as named
+from medstrat.data.arrays import as_images, resize
+from medstrat.data.images import ImageSet
+from medstrat.data.sources import list_datasets, load_dataset
 from medstrat.data.splits import split
 
 rng = np.random.RandomState(0)
@@ -163,7 +166,7 @@ def test_every_layout_gives_the_same_images(tmp_path, floats):
 
 @pytest.mark.parametrize("size", [None, 4, 23])
 def test_bytes_and_bytes_over_255_give_the_same_values(size):
-    from medstrat import VAESim
+    from medstrat.methods.vaesim import VAESim
     x = np.concatenate([rng.randint(0, 256, (39, 12, 12), np.uint8), np.arange(144, dtype=np.uint8).reshape(1, 12, 12) + 112])
     fit = lambda v: VAESim(epochs=1, verbose=False, random_state=0, network="mlp", hidden=(8,), latent_dim=2, n_clusters=2, image_size=size).fit(v).transform(v)
     want = fit(x)
@@ -604,7 +607,7 @@ def test_mnist_download(serve, tmp_path, monkeypatch):
 # ---- the rest
 
 def test_importing_is_light():
-    code = "import medstrat.data.named, sys; print([m for m in ('torch', 'torchvision', 'sklearn', 'matplotlib', 'medmnist', 'pooch', 'scipy') if m in sys.modules])"
+    code = "import medstrat.data.sources, sys; print([m for m in ('torch', 'torchvision', 'sklearn', 'matplotlib', 'medmnist', 'pooch', 'scipy') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(images.__file__).parents[2], env={**os.environ})
     assert out.stdout.strip() == "[]", out.stdout + out.stderr
 

@@ -16,16 +16,26 @@ from sklearn.metrics import adjusted_rand_score
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from medstrat import pretraining, self_training
-from medstrat.networks import activation_layer
-from medstrat.pretraining import distorted, layer_loss, layer_pairs, load_autoencoder
-from medstrat.self_training import StudentBank, Target, cluster_weights, clustering_loss, first_clusters, log_student_t, sharpen
+from medstrat.methods.pretraining import pretraining
+from medstrat.methods.self_training import self_training
+from medstrat.vae.networks import activation_layer
+from medstrat.methods.pretraining import distorted, layer_loss, layer_pairs, load_autoencoder
+from medstrat.methods.self_training import first_clusters
+from medstrat.parts.student import (
+    StudentBank,
+    Target,
+    cluster_weights,
+    clustering_loss,
+    log_student_t,
+    sharpen,
+)
 from medstrat.training.checkpoints import read_checkpoint
 from medstrat.training.inference import Engine, over_images
-from medstrat.training.loop import NonFiniteLoss
+from medstrat.training.phases import NonFiniteLoss
 from medstrat.training.method import Batch, build
 from medstrat.training.phases import Moment
-from medstrat.training.presets import get_method, lookup, resolve
+from medstrat.training.presets import lookup, resolve
+from medstrat.training.registry import get_method
 from medstrat.training.saving import load_model, read_tensors
 
 FAMILY = ["DEC", "IDEC", "DVC", "DVC-2"]

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 import yaml
 
-from medstrat.training.presets import list_methods
+from medstrat.training.registry import list_methods
 
 root = Path(__file__).parent.parent
 notebooks = sorted(p for p in (root / "nbs").rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in p.relative_to(root).parts))

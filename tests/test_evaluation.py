@@ -16,29 +16,25 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sklearn.exceptions import ConvergenceWarning
 
-from medstrat.evaluation.choice import choose_n_clusters, find_elbow
-from medstrat.evaluation.figures import (
+from medstrat.parts.choice import choose_n_clusters, find_elbow
+from medstrat.data.pictures import (
     cluster_colors,
-    embed_2d,
     example_images,
-    plot_composition,
-    plot_embedding,
-    plot_history,
     plot_prototypes,
     plot_reconstructions,
     style,
 )
+from medstrat.parts.figures import embed_2d, plot_composition, plot_embedding, plot_history
 from medstrat.evaluation.metrics import (
     Encoded,
-    StatisticalMapping,
     bootstrap_interval,
     classification_scores,
     join,
     knn_predict,
-    one_to_one,
     paper_probe_predict,
     probe_predict,
 )
+from medstrat.parts.matching import StatisticalMapping, one_to_one
 from medstrat.evaluation.protocol import evaluate
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from medstrat.training.presets import get_method
+from medstrat.training.registry import get_method
 from medstrat.training.saving import FORMAT, READABLE, as_now, load_model, read_header, read_tensors
 
 folder = Path(__file__).parent / "models"

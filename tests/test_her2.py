@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from medstrat.data.her2 import read_her2
-from medstrat.data.named import list_datasets, load_dataset
-from medstrat.requests import find_dataset
-from medstrat.runs import finish, start_run
+from medstrat.data.private.her2 import read_her2
+from medstrat.data.sources import list_datasets, load_dataset
+from medstrat.runs.requests import find_dataset
+from medstrat.runs.records import finish, start_run
 
 CODES = ("FD", "H1", "ND")
 

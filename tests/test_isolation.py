@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from conftest import images, same_weights, tiny
-from medstrat.training.presets import parameters, seed32
+from medstrat.training.parameters import parameters
+from medstrat.training.seeds import seed32
 from medstrat.training.saving import read_header
 
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from medstrat import runs
+from medstrat.runs import records as runs
 from medstrat.evaluation.labels import (
     FRACTIONS,
     _labelled,
@@ -25,7 +25,7 @@ from medstrat.evaluation.labels import (
 )
 from medstrat.evaluation.metrics import Encoded
 from medstrat.evaluation.protocol import evaluate
-from medstrat.runs import finish, read_label_efficiency, read_runs, start_run
+from medstrat.runs.records import finish, read_label_efficiency, read_runs, start_run
 
 SMALL = dict(n_clusters=3, image_size=16, epochs=1, batch_size=20, channels=[4, 8], latent_dim=4, verbose=False)
 
@@ -85,10 +85,10 @@ def test_columns_rows_and_order(curve):
 @pytest.mark.parametrize("on", ["test", "val", "val+test"])
 @pytest.mark.parametrize("classes", [2, 5])
 def test_with_all_labels_it_is_the_probe_of_evaluate(on, classes):
-    from medstrat.evaluation.protocol import _scored
+    from medstrat.evaluation.protocol import scored_split
     splits = {s: make(n, classes=classes, seed=i, shift=.7) for i, (s, n) in enumerate(dict(train=300, val=70, test=90).items())}
     m = evaluate(splits, n_clusters=1, on=on).metrics
-    last = label_efficiency(splits["train"], _scored(splits, on), fractions=[1]).iloc[-1]
+    last = label_efficiency(splits["train"], scored_split(splits, on), fractions=[1]).iloc[-1]
     assert (last.accuracy, last.balanced_accuracy) == (m["probe_accuracy"], m["probe_balanced_accuracy"])
 
 

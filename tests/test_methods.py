@@ -15,12 +15,14 @@ from sklearn.metrics import adjusted_rand_score
 
 from medstrat.data.images import ImageSet
 from medstrat.methods.baselines import VAEKMeans
-from medstrat.prototypes import orthogonality
+from medstrat.parts.prototypes import orthogonality
 from medstrat.training.estimator import DeepClusterer
 from medstrat.training.fitting import Fit
 from medstrat.training.method import Batch, Told, build
 from medstrat.training.phases import Moment
-from medstrat.training.presets import CHAINS, check_value, get_method, list_methods, lookup, register, resolve
+from medstrat.training.parameters import check_value
+from medstrat.training.presets import CHAINS, lookup, resolve
+from medstrat.training.registry import get_method, list_methods, register
 
 # ---- baselines
 
@@ -359,7 +361,7 @@ def test_an_unknown_method_lists_near_matches():
 
 
 def test_a_new_method_can_be_registered(X, monkeypatch):
-    import medstrat.training.presets as module
+    import medstrat.training.registry as module
     monkeypatch.setattr(module, "_methods", dict(module._methods))
     base = get_method("AE + k-means")
     @register

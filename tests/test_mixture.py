@@ -18,16 +18,26 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 from torch import nn
 
-from medstrat import mixture
+from medstrat.parts import mixture
 from medstrat.data.images import ImageSet
 from medstrat.methods.gmvae import ConditionalMixture
 from medstrat.methods.vade import VaDE
-from medstrat.mixture import STARVED, MixtureBank, check_distinct, first_mixture, fit_mixture, kl_c, kl_z, log_joint
+from medstrat.parts.mixture import (
+    MixtureBank,
+    STARVED,
+    check_distinct,
+    first_mixture,
+    fit_mixture,
+    kl_c,
+    kl_z,
+    log_joint,
+)
 from medstrat.training.fitting import Fit
-from medstrat.training.loop import NonFiniteLoss
+from medstrat.training.phases import NonFiniteLoss
 from medstrat.training.method import Batch, build
 from medstrat.training.phases import Moment
-from medstrat.training.presets import get_method, resolve
+from medstrat.training.presets import resolve
+from medstrat.training.registry import get_method
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*clusters are empty:UserWarning", "ignore::sklearn.exceptions.ConvergenceWarning")
 

@@ -9,18 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from medstrat import (
+from medstrat.vae.elbo import kl_normal, reconstruction_loss, reparameterise
+from medstrat.vae.networks import (
     ConvDecoder,
     Encoder,
     conv_body,
     halved_sides,
-    kl_normal,
     mlp_body,
     mlp_decoder,
-    reconstruction_loss,
-    reparameterise,
 )
-from medstrat.prototypes import (
+from medstrat.parts.prototypes import (
     PrototypeBank,
     batch_sums,
     draw_labels,

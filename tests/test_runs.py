@@ -16,10 +16,12 @@ from conftest import apart, images
 from typer.testing import CliRunner
 
 import medstrat
-from medstrat import cli, runs
+from medstrat import cli
+from medstrat.runs import records as runs
 from medstrat.methods.vaesim import VAESim
-from medstrat.requests import claim_folder, partial, read_scalar
-from medstrat.runs import Request, compare, finish, read_runs, run_name, start_run
+from medstrat.runs.requests import claim_folder, partial, read_scalar
+from medstrat.runs.records import compare, finish, read_runs, start_run
+from medstrat.runs.requests import Request, run_name
 from medstrat.training.saving import load_model
 
 ROOT = Path(__file__).parents[1]

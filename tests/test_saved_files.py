@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import images, same_weights, tiny
-from medstrat.prototypes import similarity
-from medstrat.self_training import log_student_t
+from medstrat.parts.prototypes import similarity
+from medstrat.parts.student import log_student_t
 from medstrat.training.checkpoints import read_checkpoint
 from medstrat.training.saving import FORMAT, LARGEST, load_model, read_tensors
 

@@ -17,8 +17,8 @@ from torch import nn
 
 from medstrat.data.images import ImageSet
 from medstrat.training.fitting import Fit
-from medstrat.training.loop import NonFiniteLoss
-from medstrat.training.phases import ImageBatches, train_loader
+from medstrat.training.phases import NonFiniteLoss
+from medstrat.training.batches import ImageBatches, train_loader
 from medstrat.training.saving import load_model, read_tensors, write_tensors
 
 

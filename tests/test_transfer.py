@@ -14,12 +14,22 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import accuracy_score, get_scorer, log_loss
 from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
 
-import medstrat.backbones as backbones
-from medstrat.backbones import Backbone, cached_features, compute_features, features_key, find_backbone, find_weights, load_backbone, read_weights
+import medstrat.parts.backbones as backbones
+from medstrat.parts.backbones import (
+    Backbone,
+    cached_features,
+    compute_features,
+    features_key,
+    find_backbone,
+    find_weights,
+    load_backbone,
+    read_weights,
+)
 from medstrat.data.images import ImageSet
 from medstrat.methods.transfer import FeatureKMeans, Transfer, read_labels
-from medstrat.runs import finish, read_runs, start_run
-from medstrat.training.presets import get_method, resolve
+from medstrat.runs.records import finish, read_runs, start_run
+from medstrat.training.presets import resolve
+from medstrat.training.registry import get_method
 from medstrat.training.saving import load_model
 
 TINY, SIDE = BACKBONE, 32
@@ -560,7 +570,7 @@ def test_a_run(model, file, tmp_path, spy):
 
 
 def test_a_run_fails_before_anything_is_loaded(monkeypatch, tmp_path, no_hub):
-    monkeypatch.setattr("medstrat.runs.load_dataset", lambda *a, **k: pytest.fail("data were loaded"))
+    monkeypatch.setattr("medstrat.runs.records.load_dataset", lambda *a, **k: pytest.fail("data were loaded"))
     with pytest.raises(FileNotFoundError, match="could not be had"): start_run("transfer", "digits", backbone="resnet18", out=tmp_path)
     with pytest.raises(ValueError, match="unknown parameter of transfer 'n_clusters'"): start_run("transfer", "digits", n_clusters=2, out=tmp_path)
     with pytest.raises(ValueError, match="unknown backbone 'resnet81'"): start_run("transfer", "digits", backbone="resnet81", out=tmp_path)
