@@ -39,7 +39,7 @@ def parse_parameters(pairs: list) -> dict:
 class RunFailed(Exception):
     "A cell of the experiment notebook failed."
 
-_LOADED_FIRST = "import medstrat.runs, medstrat.evaluation.figures, medstrat.training.loop; from ipykernel import kernelapp; kernelapp.launch_new_instance()"
+_LOADED_FIRST = "import medstrat.runs.records, medstrat.parts.figures, medstrat.training.loop; from ipykernel import kernelapp; kernelapp.launch_new_instance()"
 
 @contextmanager
 def kernel():

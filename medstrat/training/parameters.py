@@ -88,6 +88,7 @@ class Settings:
     def __init__(self, **values): vars(self).update(values)
     def __setattr__(self, name, value): raise AttributeError(
         f"{name}={value!r}: the settings of a fit do not change. Give the parameter to the estimator, before fit.")
+    def __getattr__(self, name: str) -> Any: raise AttributeError(f"the settings have no parameter {name!r}.")
     __delattr__ = lambda self, name: self.__setattr__(name, None)
     def __repr__(self): return f"Settings({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"
     def but(self, **changes):
