@@ -16,8 +16,13 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Deep generative clustering of medical images.", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
-                  pretty_exceptions_enable=False)
+app = typer.Typer(
+    help="Deep generative clustering of medical images.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
 
 # %% ../nbs/10_cli.ipynb #63f2ed08
 def notebook_path(name: str = "07_experiments") -> Path:
@@ -26,20 +31,27 @@ def notebook_path(name: str = "07_experiments") -> Path:
     here = Path(medstrat.__file__).parent
     for path in (here / "_notebooks" / f"{name}.ipynb", here.parent / "nbs" / f"{name}.ipynb"):
         if path.exists(): return path
-    raise FileNotFoundError(f"the notebook {name}.ipynb is neither in {here / '_notebooks'} nor in {here.parent / 'nbs'}. Install medstrat again.")
+    raise FileNotFoundError(
+        f"the notebook {name}.ipynb is neither in {here / '_notebooks'} nor in {here.parent / 'nbs'}. Install medstrat"
+        " again."
+    )
 
 def parse_parameters(pairs: list) -> dict:
     "`['latent_dim=16', 'channels=[8,16]']` → values as papermill reads them."
     from medstrat.runs.requests import read_scalar
     wrong = [p for p in pairs if "=" not in p]
-    if wrong: raise ValueError(f"cannot read the parameter {wrong[0]!r}; write -p name=value, for example -p latent_dim=16.")
+    if wrong:
+        raise ValueError(f"cannot read the parameter {wrong[0]!r}; write -p name=value, for example -p latent_dim=16.")
     return {k.strip(): read_scalar(v) for k, _, v in (p.partition("=") for p in pairs)}
 
 # %% ../nbs/10_cli.ipynb #4b16f177
 class RunFailed(Exception):
     "A cell of the experiment notebook failed."
 
-_LOADED_FIRST = "import medstrat.runs.records, medstrat.parts.figures, medstrat.training.loop; from ipykernel import kernelapp; kernelapp.launch_new_instance()"
+_LOADED_FIRST = (
+    "import medstrat.runs.records, medstrat.parts.figures, medstrat.training.loop; from ipykernel import kernelapp;"
+    " kernelapp.launch_new_instance()"
+)
 
 @contextmanager
 def kernel():
@@ -62,7 +74,8 @@ def execute(parameters: dict, folder: Path, manager) -> Path:
     "Run the experiment notebook with papermill; the executed copy goes into the run's folder, which `claim_folder` has claimed."
     import logging
     import papermill
-    logging.getLogger("papermill").setLevel(logging.ERROR)   # it warns of hyper-parameters; the notebook checks them itself
+    # it warns of hyper-parameters; the notebook checks them itself
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     report = folder.with_name(f"{folder.name}.unfinished.ipynb")
     with _signals_go_to_the_kernel() as received:
         try: papermill.execute_notebook(str(notebook_path()), str(report), parameters=dict(parameters, folder=str(folder)), progress_bar=False,
@@ -116,7 +129,8 @@ def _run(words, group, pairs, out, data_dir, manager):
     folder = claim_folder(out, run_name(request, request.estimator())).absolute()
     try: return execute(words | parameters | dict(data_dir=data_dir), folder, manager)
     finally:
-        if partial(folder).is_dir() and not any(partial(folder).iterdir()): partial(folder).rmdir()   # nothing came of it: others may have the name
+        # nothing came of it: others may have the name
+        if partial(folder).is_dir() and not any(partial(folder).iterdir()): partial(folder).rmdir()
 
 # %% ../nbs/10_cli.ipynb #037f25e8
 def _report(folder: Path):
@@ -124,9 +138,14 @@ def _report(folder: Path):
     import json
     record = json.loads((folder / "run.json").read_text())
     m = record["metrics"]
-    if "unscored" in m: typer.echo(f"no scores: {m['unscored']}; {m.get('active_clusters', '?')} of {m['n_clusters']} clusters in use")
-    else: typer.echo(f"statistical {m['stat_accuracy']:.3f}, kNN {m['knn_accuracy']:.3f}, probe {m['probe_accuracy']:.3f}, NMI {m['nmi']:.3f} "
-                     f"on {m['scored_on']}; majority rate {m['majority_rate']:.3f}, {m['active_clusters']} of {m['n_clusters']} clusters in use")
+    if "unscored" in m:
+        typer.echo(f"no scores: {m['unscored']}; {m.get('active_clusters', '?')} of {m['n_clusters']} clusters in use")
+    else:
+        typer.echo(
+            f"statistical {m['stat_accuracy']:.3f}, kNN {m['knn_accuracy']:.3f}, probe {m['probe_accuracy']:.3f}, NMI"
+            f" {m['nmi']:.3f} on {m['scored_on']}; majority rate {m['majority_rate']:.3f}, {m['active_clusters']} of"
+            f" {m['n_clusters']} clusters in use"
+        )
     for what, why in record["missing"].items(): typer.echo(f"missing: {what.replace('_', ' ')} ({why})")
     typer.echo(f"report and figures: {folder}")
 

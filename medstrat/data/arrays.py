@@ -26,8 +26,11 @@ def _channels_last(x:np.ndarray) -> np.ndarray:
     if x.ndim != 4 or x.shape[-1] not in (1, 3): raise ValueError(
         f"Images of shape {shape} were given. Needed: N×H×W, N×H×W×C or N×C×H×W, with 1 (gray) or 3 (RGB) channels.")
     if not len(x): raise ValueError(f"Zero images were given (an array of shape {shape}); at least one is needed.")
-    if min(x.shape[1:3]) < 2: raise ValueError(
-        f"Images of {x.shape[1]}×{x.shape[2]} pixels were given; the smallest side is 2. Is the order of the axes right? ({shape})")
+    if min(x.shape[1:3]) < 2:
+        raise ValueError(
+            f"Images of {x.shape[1]}×{x.shape[2]} pixels were given; the smallest side is 2. Is the order of the axes"
+            f" right? ({shape})"
+        )
     return x
 
 # %% ../../nbs/00_data/00_arrays.ipynb #2ea7985d
@@ -59,8 +62,11 @@ def _short(v) -> str:
 def _other_type(x:np.ndarray) -> str:
     "What to do with images that are neither bytes nor floats"
     if x.dtype.kind == "b": return "Masks: x.astype('uint8') * 255."
-    return ("Values that already lie in 0…255: x.astype('uint8'). The full range of 16 bits: x.astype('float32') / 65535. Others (CT units, 12-bit scanners, …): "
-            "numpy.clip((x.astype('float32') - low) / (high - low), 0, 1), with the same low and high for all images.")
+    return (
+        "Values that already lie in 0…255: x.astype('uint8'). The full range of 16 bits: x.astype('float32') / 65535."
+        " Others (CT units, 12-bit scanners, …): numpy.clip((x.astype('float32') - low) / (high - low), 0, 1), with the"
+        " same low and high for all images."
+    )
 
 def _checked(x:np.ndarray) -> np.ndarray:
     "uint8 as it is, floating point within [0, 1] as float32; TypeError for other types, ValueError for other values"
@@ -70,11 +76,17 @@ def _checked(x:np.ndarray) -> np.ndarray:
     for s in _blocks(x):
         low, high = x[s].min(axis=(1, 2, 3)), x[s].max(axis=(1, 2, 3))
         odd = np.flatnonzero(~(np.isfinite(low) & np.isfinite(high)))
-        if len(odd): raise ValueError(f"Image {s.start + odd[0]} holds NaN or infinite values. Repair or leave out such images first.")
+        if len(odd):
+            raise ValueError(
+                f"Image {s.start + odd[0]} holds NaN or infinite values. Repair or leave out such images first."
+            )
         far = np.flatnonzero((low < 0) | (high > 1))
-        if len(far): raise ValueError(
-            f"Image {s.start + far[0]} has values from {_short(low[far[0]])} to {_short(high[far[0]])}; floats must lie in [0, 1]. "
-            "Divide 0…255 by 255, undo a standardisation, or, after mere rounding, numpy.clip(x, 0, 1).")
+        if len(far):
+            raise ValueError(
+                f"Image {s.start + far[0]} has values from {_short(low[far[0]])} to {_short(high[far[0]])}; floats must"
+                " lie in [0, 1]. Divide 0…255 by 255, undo a standardisation, or, after mere rounding, numpy.clip(x,"
+                " 0, 1)."
+            )
     return _from_half(x) if x.dtype.itemsize == 2 else x.astype(np.float32, copy=False)
 
 # %% ../../nbs/00_data/00_arrays.ipynb #e3a3e890
@@ -98,8 +110,11 @@ def _other_mode(mode:str) -> str:
     "What to do with a Pillow image of another mode, so that nothing of the picture is lost"
     if mode[0] not in "IF": return f"Use image.convert('{'L' if mode == '1' else 'RGB'}')." + (
         " It drops the transparency: paste the image on a background first, if it has any." if mode[-1] in "Aa" else "")
-    return ("Its values go beyond 0…255. As floats: numpy.asarray(image, 'float32') / 65535 for the full range of 16 bits, or "
-            "numpy.clip((numpy.asarray(image, 'float32') - low) / (high - low), 0, 1), with the same low and high for all images.")
+    return (
+        "Its values go beyond 0…255. As floats: numpy.asarray(image, 'float32') / 65535 for the full range of 16 bits,"
+        " or numpy.clip((numpy.asarray(image, 'float32') - low) / (high - low), 0, 1), with the same low and high for"
+        " all images."
+    )
 
 def _item_image(item, i:int) -> np.ndarray:
     "Item `i` of a dataset as an image H×W×C"
@@ -108,8 +123,11 @@ def _item_image(item, i:int) -> np.ndarray:
     if isinstance(mode, str) and mode not in ("L", "RGB"): raise TypeError(
         f"Item {i} is a Pillow image of mode {mode}; needed: L or RGB. {_other_mode(mode)}")
     x = _to_numpy(item)
-    if x.ndim not in (2, 3): raise ValueError(
-        f"Item {i} should be an image (H×W, H×W×C or C×H×W), a pair (image, …) or a dictionary with 'image'; got shape {x.shape}.")
+    if x.ndim not in (2, 3):
+        raise ValueError(
+            f"Item {i} should be an image (H×W, H×W×C or C×H×W), a pair (image, …) or a dictionary with 'image'; got"
+            f" shape {x.shape}."
+        )
     return _channels_last((x[..., None] if x.ndim == 2 else x)[None])[0]
 
 # %% ../../nbs/00_data/00_arrays.ipynb #5e906fd2
@@ -154,7 +172,11 @@ def resize(
         k, bytes_ = (x[s], np.ones(len(x[s]), bool)) if x.dtype == np.uint8 else _steps(x[s])
         rows = bytes_[:, None, None, None]
         block = torch.from_numpy(np.array(np.where(rows, k, x[s]), np.float32, order="C")).permute(0, 3, 1, 2)
-        new = torch.nn.functional.interpolate(block, size=(int(size), int(size)), mode="bilinear", antialias=True).permute(0, 2, 3, 1).numpy()
+        new = (
+            torch.nn.functional.interpolate(block, size=(int(size), int(size)), mode="bilinear", antialias=True)
+            .permute(0, 2, 3, 1)
+            .numpy()
+        )
         rounded = np.clip(np.rint(new), 0, 255)
         out[s] = rounded if x.dtype == np.uint8 else np.where(rows, rounded / np.float32(255), np.clip(new, 0, 1))
     return out

@@ -55,7 +55,11 @@ def _columns(arrays:dict, part:str, n:int, tasks, source:str) -> tuple: # (DataF
             numbered = a.dtype.kind in "ifb" or a.dtype.kind == "u" and (a < 2**63).all()  # else: text, or hashes
             if name == "label" and numbered: target = name
         else:
-            names = tasks if name == "label" and tasks and len(tasks) == a.shape[1] else [f"{name}_{i}" for i in range(a.shape[1])]
+            names = (
+                tasks
+                if name == "label" and tasks and len(tasks) == a.shape[1]
+                else [f"{name}_{i}" for i in range(a.shape[1])]
+            )
             columns |= {t: a[:, i] for i, t in enumerate(names)}
     return pd.DataFrame(columns, index=range(n)), target
 
@@ -63,14 +67,19 @@ def _columns(arrays:dict, part:str, n:int, tasks, source:str) -> tuple: # (DataF
 def _check_keys(arrays:dict, source:str):
     "The keys of an npz must fit together; ValueError says which are there and which are needed"
     here = f"It holds: {', '.join(arrays) or 'nothing'}."
-    if "train_images" not in arrays: raise ValueError(
-        f"{source} has no array train_images. Needed are the keys of MedMNIST: train_images, train_labels and, as far as there are any, "
-        f"val_images, val_labels, test_images, test_labels. {here}")
+    if "train_images" not in arrays:
+        raise ValueError(
+            f"{source} has no array train_images. Needed are the keys of MedMNIST: train_images, train_labels and, as"
+            f" far as there are any, val_images, val_labels, test_images, test_labels. {here}"
+        )
     extra = {p: {k[len(p)+1:] for k in arrays if k.startswith(f"{p}_")} for p in ("train", "val", "test")}
     for part, keys in extra.items():
-        if keys and keys != extra["train"]: raise ValueError(
-            f"{source}: {part} and train need the same arrays, but one of them lacks: "
-            f"{', '.join(sorted(keys ^ extra['train']))}. Add it, or leave it out of all parts; a label that is not known is written as -1. {here}")
+        if keys and keys != extra["train"]:
+            raise ValueError(
+                f"{source}: {part} and train need the same arrays, but one of them lacks:"
+                f" {', '.join(sorted(keys ^ extra['train']))}. Add it, or leave it out of all parts; a label that is"
+                f" not known is written as -1. {here}"
+            )
 
 # %% ../../nbs/00_data/07_folders.ipynb #cddbb211
 def read_npz(
@@ -92,12 +101,18 @@ def read_npz(
     return parts_with_target(sets, "label") if any(s is not None and s.target is None and "label" in s.table for s in sets.values()) else sets
 
 # %% ../../nbs/00_data/07_folders.ipynb #d898ee9e
-MNIST_MD5 = {"train_images": "6bbc9ace898e44ae57da46a324031adb", "train_labels": "a25bea736e30d166cdddb491f175f624",
-             "test_images": "2646ac647ad5339dbf082846283269ea", "test_labels": "27ae3e4e09519cfbb04c329615203637"}  # of the unzipped IDX files
+MNIST_MD5 = {
+    "train_images": "6bbc9ace898e44ae57da46a324031adb",
+    "train_labels": "a25bea736e30d166cdddb491f175f624",
+    "test_images": "2646ac647ad5339dbf082846283269ea",
+    "test_labels": "27ae3e4e09519cfbb04c329615203637",
+}  # of the unzipped IDX files
 
 def idx_md5(a:np.ndarray) -> str:
     "MD5 of the IDX file that would hold `a`: 0, 0, type 8 (bytes), number of axes, their lengths as big-endian int32, the bytes"
-    return hashlib.md5(bytes([0, 0, 8, a.ndim]) + np.array(a.shape, ">i4").tobytes() + a.astype(np.uint8).tobytes()).hexdigest()
+    return hashlib.md5(
+        bytes([0, 0, 8, a.ndim]) + np.array(a.shape, ">i4").tobytes() + a.astype(np.uint8).tobytes()
+    ).hexdigest()
 
 # %% ../../nbs/00_data/07_folders.ipynb #7b5a5b09
 _said = set()
@@ -113,9 +128,11 @@ def notice(text:str) -> str:
 def missing_file(file:str, url:str, folders:list, why:str) -> FileNotFoundError:
     "The error for a file that is nowhere: which, where it was looked for, how to get it"
     looked = "; ".join(f"{f}" + ("" if f.is_dir() else " (no such folder)") for f in folders)
-    return FileNotFoundError(f"{file} is not there, and {why}.\nIt was looked for in: {looked}.\nTo get it: download {url} elsewhere, "
-                             "put it into one of these folders under that name, or set the environment variable MEDSTRAT_DATA "
-                             "(or the argument data_dir) to the folder that holds it.")
+    return FileNotFoundError(
+        f"{file} is not there, and {why}.\nIt was looked for in: {looked}.\nTo get it: download {url} elsewhere, "
+        "put it into one of these folders under that name, or set the environment variable MEDSTRAT_DATA "
+        "(or the argument data_dir) to the folder that holds it."
+    )
 
 # %% ../../nbs/00_data/07_folders.ipynb #287fc0f4
 def fetch(url:str, md5:str, file:str, folder:Path) -> Path:

@@ -22,9 +22,11 @@ class Refused(ValueError):
 
 def _not_a_bomb(path:Path, size:int, packed:int):
     "Refuse to unpack `size` bytes from `packed`"
-    if size > max(SMALL, RATIO * packed): raise Refused(
-        f"{path} ({packed:,} bytes) would unpack to {size:,} bytes, more than {RATIO} times its size, which images hardly do; it is not unpacked. "
-        "If it is what you want: save the arrays uncompressed (numpy.savez).")
+    if size > max(SMALL, RATIO * packed):
+        raise Refused(
+            f"{path} ({packed:,} bytes) would unpack to {size:,} bytes, more than {RATIO} times its size, which images"
+            " hardly do; it is not unpacked. If it is what you want: save the arrays uncompressed (numpy.savez)."
+        )
 
 def _members(z:zipfile.ZipFile, path:Path) -> dict: # {key: ZipInfo}
     "The members of an npz by the name of their array; BadZipFile for a list that cannot be right"
@@ -33,11 +35,12 @@ def _members(z:zipfile.ZipFile, path:Path) -> dict: # {key: ZipInfo}
         f.seek(packed - 22 - len(z.comment))
         end = f.read(22)
     counted = end[:4] == b"PK\5\6" and int.from_bytes(end[10:12], "little") in (len(infos), 0xFFFF)
-    if not counted or min((i.header_offset for i in infos), default=-1) != 0: raise zipfile.BadZipFile("the list of its arrays is incomplete")
+    if not counted or min((i.header_offset for i in infos), default=-1) != 0:
+        raise zipfile.BadZipFile("the list of its arrays is incomplete")
     found = {i.filename.removesuffix(".npy"): i for i in infos}
     if len(found) < len(infos): raise zipfile.BadZipFile("two of its arrays have one name")
-    if odd := [k for k, i in found.items() if i.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)]: raise zipfile.BadZipFile(
-        f"{', '.join(odd[:3])}: packed by another method than numpy's")
+    if odd := [k for k, i in found.items() if i.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)]:
+        raise zipfile.BadZipFile(f"{', '.join(odd[:3])}: packed by another method than numpy's")
     _not_a_bomb(path, sum(i.file_size for i in infos), packed)
     return found
 
@@ -59,10 +62,14 @@ def _header(f, path:Path, key:str) -> tuple: # (shape, in Fortran's order?, dtyp
     "Read the header of an array, up to its data; `Refused` for what is no array of numbers or text"
     start = f.read(8)
     if start[:6] != npy.MAGIC_PREFIX: raise Refused(f"{path} is a zip file but no npz: no arrays are in {key}.")
-    if (version := tuple(start[6:])) not in ((1, 0), (2, 0), (3, 0)): raise ValueError(f"{key} has the unknown version {version}")
+    if (version := tuple(start[6:])) not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"{key} has the unknown version {version}")
     shape, fortran, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(f)
-    if dtype.hasobject or dtype.kind == "V": raise Refused(
-        f"{path}: {key} holds Python objects or records (dtype {dtype}), which are never loaded. Save plain numbers or text.")
+    if dtype.hasobject or dtype.kind == "V":
+        raise Refused(
+            f"{path}: {key} holds Python objects or records (dtype {dtype}), which are never loaded. Save plain numbers"
+            " or text."
+        )
     return shape, fortran, dtype
 
 def read_array(z:zipfile.ZipFile, info:zipfile.ZipInfo, path:Path, key:str) -> np.ndarray:
@@ -101,5 +108,6 @@ def gunzip(path:Path) -> bytes:
     with open(path, "rb") as f:
         f.seek(max(0, packed - 4)); declared = int.from_bytes(f.read(4), "little")
     with gzip.open(path) as f: raw = f.read(SMALL + 1) if declared <= SMALL else b""
-    if max(declared, len(raw)) > SMALL: raise Refused(f"{path} ({packed:,} bytes) would unpack to more than {SMALL:,} bytes; it is not unpacked.")
+    if max(declared, len(raw)) > SMALL:
+        raise Refused(f"{path} ({packed:,} bytes) would unpack to more than {SMALL:,} bytes; it is not unpacked.")
     return raw

@@ -18,8 +18,21 @@ WIDTH = 9 # inches: a notebook's text width
 @contextmanager
 def style():
     "matplotlib settings under which all figures of this package are drawn; use it as `with style(): …`."
-    with plt.rc_context({"font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8,
-                         "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True}): yield
+    with plt.rc_context(
+        {
+            "font.size": 9,
+            "axes.titlesize": 10,
+            "axes.labelsize": 9,
+            "xtick.labelsize": 8,
+            "ytick.labelsize": 8,
+            "legend.fontsize": 8,
+            "legend.frameon": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "figure.constrained_layout.use": True,
+        }
+    ):
+        yield
 
 # %% ../../nbs/00_data/04_pictures.ipynb #ea53209d
 def drawn(draw):
@@ -42,7 +55,9 @@ def cluster_colors(
 # %% ../../nbs/00_data/04_pictures.ipynb #dfdb3d99
 def readable_names(codes, classes=None):
     "Readable names of codes; `classes` is None, a dict code → name, or a list of names in the order of the codes."
-    known = {-1: "no label"} | dict(classes if hasattr(classes, "keys") else enumerate([] if classes is None else classes))
+    known = {-1: "no label"} | dict(
+        classes if hasattr(classes, "keys") else enumerate([] if classes is None else classes)
+    )
     return [str(known.get(c, c)) for c in codes]
 
 # %% ../../nbs/00_data/04_pictures.ipynb #c2b797a4
@@ -50,9 +65,16 @@ def unit_images(images, what="images"):
     "Images as float (N, H, W) or (N, H, W, 3) in [0, 1]; ValueError where they are something else."
     x = np.asarray(images)
     if x.ndim == 4 and x.shape[-1] == 1: x = x[..., 0]
-    if not (x.ndim == 3 or (x.ndim == 4 and x.shape[-1] == 3)) or 0 in x.shape: raise ValueError(f"{what} have shape {np.shape(images)}; (N, H, W), (N, H, W, 1) or (N, H, W, 3) with N ≥ 1 is needed")
+    if not (x.ndim == 3 or (x.ndim == 4 and x.shape[-1] == 3)) or 0 in x.shape:
+        raise ValueError(
+            f"{what} have shape {np.shape(images)}; (N, H, W), (N, H, W, 1) or (N, H, W, 3) with N ≥ 1 is needed"
+        )
     if x.dtype == np.uint8: return x / 255.
-    if not (x.dtype.kind == "f" and x.min() >= -1e-3 and x.max() <= 1 + 1e-3): raise ValueError(f"{what} are {x.dtype} from {x.min():g} to {x.max():g}; uint8 or floats in [0, 1] are needed (np.clip them if the decoder has no sigmoid)")
+    if not (x.dtype.kind == "f" and x.min() >= -1e-3 and x.max() <= 1 + 1e-3):
+        raise ValueError(
+            f"{what} are {x.dtype} from {x.min():g} to {x.max():g}; uint8 or floats in [0, 1] are needed (np.clip them"
+            " if the decoder has no sigmoid)"
+        )
     return np.clip(x, 0, 1)
 
 # %% ../../nbs/00_data/04_pictures.ipynb #3020ac23
@@ -60,7 +82,9 @@ def mosaic(ax, images, n_columns, header=0):
     "Draw images (N, H, W[, 3]) in rows of `n_columns`, with `header` white pixels above each; returns their corners (N, 2) and the gap."
     n, h, w = images.shape[:3]
     gap = max(1, round(.06 * w))
-    corner = np.stack([np.arange(n) % n_columns * (w + gap), np.arange(n) // n_columns * (h + gap + header) + header], axis=1)
+    corner = np.stack(
+        [np.arange(n) % n_columns * (w + gap), np.arange(n) // n_columns * (h + gap + header) + header], axis=1
+    )
     canvas = np.ones((corner[-1, 1] + h, min(n, n_columns) * (w + gap) - gap, *images.shape[3:]))
     for (x, y), image in zip(corner, images, strict=True): canvas[y:y + h, x:x + w] = image
     ax.imshow(canvas, cmap="gray", vmin=0, vmax=1); ax.set_axis_off()
@@ -75,11 +99,16 @@ def plot_reconstructions(
 ): # matplotlib Figure
     "Two rows of images, originals above their reconstructions; ValueError where they do not pair."
     a, b = unit_images(originals[:n], "originals"), unit_images(reconstructions[:n], "reconstructions")
-    if a.shape != b.shape or len(originals) != len(reconstructions): raise ValueError(f"{np.shape(originals)} originals and {np.shape(reconstructions)} reconstructions do not pair; pass the same images in the same order")
+    if a.shape != b.shape or len(originals) != len(reconstructions):
+        raise ValueError(
+            f"{np.shape(originals)} originals and {np.shape(reconstructions)} reconstructions do not pair; pass the"
+            " same images in the same order"
+        )
     cell = min(1.2, (WIDTH - 1) / len(a))
     fig, ax = plt.subplots(figsize=(1 + cell * len(a), .1 + 2 * cell * a.shape[1] / a.shape[2]))
     corner, gap = mosaic(ax, np.concatenate([a, b]), len(a))
-    for y, name in zip(corner[[0, -1], 1], ("original", "reconstruction"), strict=True): ax.text(-gap, y + a.shape[1] / 2, name, ha="right", va="center")
+    for y, name in zip(corner[[0, -1], 1], ("original", "reconstruction"), strict=True):
+        ax.text(-gap, y + a.shape[1] / 2, name, ha="right", va="center")
     return fig
 
 # %% ../../nbs/00_data/04_pictures.ipynb #aeec6986
@@ -92,19 +121,39 @@ def plot_prototypes(
 ): # matplotlib Figure
     "Decoded prototypes in a grid with cluster number, size n and name; dead clusters faded and crossed out."
     x = unit_images(images, "prototypes")
-    if sizes is not None and np.shape(sizes) != (len(x),): raise ValueError(f"{len(x)} prototypes, but sizes have shape {np.shape(sizes)}; one number a cluster is needed")
+    if sizes is not None and np.shape(sizes) != (len(x),):
+        raise ValueError(f"{len(x)} prototypes, but sizes have shape {np.shape(sizes)}; one number a cluster is needed")
     order = np.argsort(-np.asarray(sizes), kind="stable") if sizes is not None and order_by_size else np.arange(len(x))
     dead = np.zeros(len(x), bool) if sizes is None else np.asarray(sizes) == 0
     n_columns = -(-len(x) // -(-len(x) // 10)) # at most ten, and rows of equal length
     cell, (_, h, w) = min(1.3, WIDTH / n_columns), x.shape[:3]
     titles = [f"{k}" if sizes is None else f"{k}: dead" if dead[k] else f"{k}: n={sizes[k]:,}" for k in range(len(x))]
-    if names is not None: titles = [f"{t}\n{name[:12]}{'…' * (len(name) > 12)}" for t, name in zip(titles, readable_names(range(len(x)), names), strict=True)]
+    if names is not None:
+        titles = [
+            f"{t}\n{name[:12]}{'…' * (len(name) > 12)}"
+            for t, name in zip(titles, readable_names(range(len(x)), names), strict=True)
+        ]
     header = int(np.ceil((.2 if names is None else .34) / cell * w * 1.06))
     fig, ax = plt.subplots(figsize=(cell * n_columns, cell * (h + header) / w * -(-len(x) // n_columns)))
     corner, _ = mosaic(ax, np.where(dead.reshape(-1, *[1] * (x.ndim - 1)), .3 * x + .7, x)[order], n_columns, header)
     for k, (left, top) in zip(order, corner, strict=True):
-        ax.text(left + w / 2, top - header * .08, titles[k], ha="center", va="bottom", fontsize=8, linespacing=1, color="#d55e00" if dead[k] else "black")
-        if dead[k]: ax.plot([left, left + w, np.nan, left, left + w], [top, top + h, np.nan, top + h, top], color="#d55e00", linewidth=1.5)
+        ax.text(
+            left + w / 2,
+            top - header * 0.08,
+            titles[k],
+            ha="center",
+            va="bottom",
+            fontsize=8,
+            linespacing=1,
+            color="#d55e00" if dead[k] else "black",
+        )
+        if dead[k]:
+            ax.plot(
+                [left, left + w, np.nan, left, left + w],
+                [top, top + h, np.nan, top + h, top],
+                color="#d55e00",
+                linewidth=1.5,
+            )
     return fig
 
 # %% ../../nbs/00_data/04_pictures.ipynb #8e17d5c4
@@ -117,14 +166,24 @@ def example_images(
     max_clusters:int=10, # rows: the largest clusters
 ): # matplotlib Figure
     "Rows of example images of the largest clusters, most typical first where scores are given; ValueError where lengths differ."
-    if not len(images) == len(clusters) == len(clusters if scores is None else scores): raise ValueError(f"{len(images)} images, {len(clusters)} clusters and {'no' if scores is None else len(scores)} scores; one of each an image is needed")
+    if not len(images) == len(clusters) == len(clusters if scores is None else scores):
+        raise ValueError(
+            f"{len(images)} images, {len(clusters)} clusters and {'no' if scores is None else len(scores)} scores; one"
+            " of each an image is needed"
+        )
     found, sizes = np.unique(clusters, return_counts=True)
     largest = np.argsort(-sizes, kind="stable")[:max_clusters]
     order = np.arange(len(clusters)) if scores is None else np.argsort(-np.asarray(scores), kind="stable")
     members = [order[np.asarray(clusters)[order] == found[k]][:n] for k in largest]
-    tiles = np.concatenate([np.concatenate([x, np.ones((n - len(x), *x.shape[1:]))]) for x in (unit_images(np.asarray(images)[m]) for m in members)])
+    tiles = np.concatenate(
+        [
+            np.concatenate([x, np.ones((n - len(x), *x.shape[1:]))])
+            for x in (unit_images(np.asarray(images)[m]) for m in members)
+        ]
+    )
     cell = min(.8, (WIDTH - 1.5) / n)
     fig, ax = plt.subplots(figsize=(1.5 + cell * n, cell * len(members) * tiles.shape[1] / tiles.shape[2] + .1))
     corner, gap = mosaic(ax, tiles, n)
-    for y, k in zip(corner[::n, 1], largest, strict=True): ax.text(-gap, y + tiles.shape[1] / 2, f"cluster {found[k]}\nn={sizes[k]:,}", ha="right", va="center")
+    for y, k in zip(corner[::n, 1], largest, strict=True):
+        ax.text(-gap, y + tiles.shape[1] / 2, f"cluster {found[k]}\nn={sizes[k]:,}", ha="right", va="center")
     return fig

@@ -68,22 +68,31 @@ def _class_or_task_names(flag:str) -> dict: # arguments of `read_npz`
 def _resolve(name, size:int, data_dir=None) -> tuple: # (kind, name, size)
     "(`digits` | `mnist` | `medmnist` | `file` | a key of COLORED or COLLECTIONS, name or path, size); ValueError with near matches for an unknown name"
     text, key, files = str(name), plain(name), npz_files(data_dir)
-    if isinstance(name, Path) or len(Path(text).parts) > 1 or os.sep in text or (text.endswith(".npz") and Path(text).is_file()):
+    if (
+        isinstance(name, Path)
+        or len(Path(text).parts) > 1
+        or os.sep in text
+        or (text.endswith(".npz") and Path(text).is_file())
+    ):
         path = Path(text).expanduser()
         return (*_by_layout(path), size) if path.is_dir() else ("file", path, size)
     if text.endswith(".npz"): text, key = text[:-4], plain(text[:-4])
     if (made := next((n for n in ("digits", "mnist", *COLORED) if plain(n) == key), None)): return made, made, size
     if key in _flags():
         flag, own = _flags()[key]
-        if own != 28 and size not in (28, own): raise ValueError(f"{name!r} names images of {own} pixels, but size={size} was given.")
+        if own != 28 and size not in (28, own):
+            raise ValueError(f"{name!r} names images of {own} pixels, but size={size} was given.")
         return "medmnist", flag, own if own != 28 else size
     if key in files: return "file", files[key], size
     if found := _by_name(text, data_dir): return (*found, size)
-    if Path(text).is_dir(): return (*_by_layout(text), size)  # last, so that no folder that happens to lie here hides a set
+    # last, so that no folder that happens to lie here hides a set
+    if Path(text).is_dir(): return (*_by_layout(text), size)
     known = ["digits", "mnist", *COLORED, *medmnist_info(), *COLLECTIONS, *(p.stem for p in files.values())]
-    raise ValueError(f"No data set is named {name!r}.{did_you_mean(text, known)} list_datasets() lists all of them; the path of an .npz file "
-                     "(train_images, train_labels, …) or of a folder with BraTS, REFUGE or HER2 works as well."
-                     + (" MedMNIST's volumes are not supported." if key.endswith("3d") else ""))
+    raise ValueError(
+        f"No data set is named {name!r}.{did_you_mean(text, known)} list_datasets() lists all of them; the path of an"
+        " .npz file (train_images, train_labels, …) or of a folder with BraTS, REFUGE or HER2 works as well."
+        + (" MedMNIST's volumes are not supported." if key.endswith("3d") else "")
+    )
 
 # %% ../../nbs/00_data/08_sources.ipynb #3eef49d6
 def _locate(flag:str, size:int, data_dir, download:bool) -> Path:
@@ -91,13 +100,17 @@ def _locate(flag:str, size:int, data_dir, download:bool) -> Path:
     stem, folders = flag + _suffix(size), data_folders(data_dir)
     if (path := npz_files(data_dir).get(plain(stem))) is not None: return path
     file, info = f"{stem}.npz", medmnist_info().get(flag)
-    url = info[f"url{_suffix(size)}"] if info else "the four files of https://ossci-datasets.s3.amazonaws.com/mnist/ (as one npz)"
+    url = (
+        info[f"url{_suffix(size)}"]
+        if info
+        else "the four files of https://ossci-datasets.s3.amazonaws.com/mnist/ (as one npz)"
+    )
     if not download: raise missing_file(file, url, folders, "download=False was given")
     for folder in folders:
-        try: folder.mkdir(parents=True, exist_ok=True)
+        try:folder.mkdir(parents=True, exist_ok=True)
         except OSError: continue
         if not os.access(folder, os.W_OK): continue
-        try: return fetch(url, info[f"MD5{_suffix(size)}"], file, folder) if info else fetch_mnist(folder)
+        try:return fetch(url, info[f"MD5{_suffix(size)}"], file, folder) if info else fetch_mnist(folder)
         except (OSError, ValueError) as e: raise missing_file(file, url, folders, f"downloading it failed ({type(e).__name__}: {e})") from e
     raise missing_file(file, url, folders, "none of the folders can be written to, so it cannot be downloaded")
 
@@ -107,8 +120,14 @@ def _torn(sets:dict, group:str) -> list: # notices
     parts = [s.column(group) for s in sets.values() if s is not None]
     seen = pd.crosstab(group_codes(pd.concat(parts)), np.repeat(np.arange(len(parts)), list(map(len, parts))))
     torn = (seen > 0).sum(axis=1) > 1
-    return [f"{torn.sum()} of {len(torn)} values of {group!r} occur in more than one part ({seen[torn].to_numpy().sum()} images): "
-            "scores on parts that share them say little about new ones."] if torn.any() else []
+    return (
+        [
+            f"{torn.sum()} of {len(torn)} values of {group!r} occur in more than one part"
+            f" ({seen[torn].to_numpy().sum()} images): scores on parts that share them say little about new ones."
+        ]
+        if torn.any()
+        else []
+    )
 
 # %% ../../nbs/00_data/08_sources.ipynb #a6b11c20
 def _complete(name:str, sets:dict, group, carve_val:bool, notices:list) -> Splits:
@@ -119,7 +138,9 @@ def _complete(name:str, sets:dict, group, carve_val:bool, notices:list) -> Split
         if sets[part] is None and wanted:
             made = split(sets["train"], group=group or False, **{"test": 0, "val": 0, part: share})
             sets |= {"train": made.train, part: getattr(made, part)}
-            notices.append(f"{name} comes without a {part} split: a fixed {share:.0%} of its training images was set aside{how}.")
+            notices.append(
+                f"{name} comes without a {part} split: a fixed {share:.0%} of its training images was set aside{how}."
+            )
             notices += made.notices
     if watched := group or patient: notices += [notice(f"{name}: {t}") for t in _torn(sets, watched)]
     return Splits(name, sets["train"], sets["val"], sets["test"], tuple(notices))
@@ -130,12 +151,23 @@ def _unofficial(path:Path, sets:dict) -> list: # notices
     if plain(path.stem) in _flags():
         flag, size = _flags()[plain(path.stem)]
         md5, official = file_md5(path), medmnist_info()[flag][f"MD5{_suffix(size)}"]
-        if md5 != official: return [notice(f"{path.name} is not the official file (its MD5 is {md5}, the official one {official}); it is used as it is.")]
+        if md5 != official:
+            return [
+                notice(
+                    f"{path.name} is not the official file (its MD5 is {md5}, the official one {official}); it is used"
+                    " as it is."
+                )
+            ]
     if plain(path.stem) == "mnist":
         arrays = {f"{p}_images": s.images.squeeze(-1) for p, s in sets.items() if s is not None and s.shape[-1] == 1}
         arrays |= {f"{p}_labels": s.labels for p, s in sets.items() if s is not None and s.target is not None}
-        if {k: idx_md5(a) for k, a in arrays.items()} != MNIST_MD5: return [notice(
-            f"{path.name} is not the official MNIST (its images or labels differ from the original files); it is used as it is.")]
+        if {k: idx_md5(a) for k, a in arrays.items()} != MNIST_MD5:
+            return [
+                notice(
+                    f"{path.name} is not the official MNIST (its images or labels differ from the original files); it"
+                    " is used as it is."
+                )
+            ]
     return []
 
 # %% ../../nbs/00_data/08_sources.ipynb #1bb967b4
@@ -158,9 +190,12 @@ def _parts(kind:str, source, size:int, image_size, data_dir, download:bool) -> t
         return title, {"train": images, "val": None, "test": None}, notices, COLLECTIONS[kind].group, Path(source)
     path = source if kind == "file" else _locate(source, size, data_dir, download)
     flag = _flags().get(plain(path.stem), (None,))[0]
-    title, sets = path.stem if kind == "file" else source + _suffix(size), read_npz(path, **(_class_or_task_names(flag) if flag else {}))
+    title, sets = path.stem if kind == "file" else source + _suffix(size), read_npz(
+        path, **(_class_or_task_names(flag) if flag else {})
+    )
     side = sets["train"].image_shape[0]
-    if kind == "medmnist" and side != size: raise ValueError(f"{path.name} holds images of {side} pixels; by its name they should have {size}.")
+    if kind == "medmnist" and side != size:
+        raise ValueError(f"{path.name} holds images of {side} pixels; by its name they should have {size}.")
     return title, sets, _unofficial(path, sets), None, path
 
 # %% ../../nbs/00_data/08_sources.ipynb #94745898
@@ -188,9 +223,11 @@ def load_dataset(
     carve_val:bool=False,  # where there is no validation split: set aside a tenth of train
 ) -> Splits: # parts that do not exist are None; `notices` tell what differs from the published set
     "Load a named set. ValueError: unknown name or unusable file; FileNotFoundError: nothing on disk and no download"
-    if size not in SIZES: raise ValueError(f"size={size!r} was given; MedMNIST has {SIZES}. For other sizes: image_size={size!r}.")
+    if size not in SIZES:
+        raise ValueError(f"size={size!r} was given; MedMNIST has {SIZES}. For other sizes: image_size={size!r}.")
     kind, source, size = _resolve(name, size, data_dir)
-    if size != 28 and kind != "medmnist": raise ValueError(f"size={size} chooses a file of MedMNIST; {name!r} is none. To resize: image_size={size}.")
+    if size != 28 and kind != "medmnist":
+        raise ValueError(f"size={size} chooses a file of MedMNIST; {name!r} is none. To resize: image_size={size}.")
     title, sets, notices, own, path = _parts(kind, source, size, image_size, data_dir, download)
     checksum = _checksum(sets, path)
     if image_size is not None: sets = {p: s and s.resize(image_size) for p, s in sets.items()}
@@ -204,11 +241,29 @@ def _file_row(path:Path) -> dict:
     try:
         shapes = {k: s for k, s in read_shapes(path).items() if k.endswith("_images")}
         shape = shapes["train_images"]
-        with open_npz(path) as (z, found): classes = len(np.unique(read_array(z, found["train_labels"], path, "train_labels"))) if "train_labels" in found else 0
-        return {"name": path.stem, "images": sum(s[0] for s in shapes.values()), "side": str(shape[1]), "channels": shape[3] if len(shape) == 4 else 1,
-                "classes": classes, "where": "data folder"}
+        with open_npz(path) as (z, found):
+            classes = (
+                len(np.unique(read_array(z, found["train_labels"], path, "train_labels")))
+                if "train_labels" in found
+                else 0
+            )
+        return {
+            "name": path.stem,
+            "images": sum(s[0] for s in shapes.values()),
+            "side": str(shape[1]),
+            "channels": shape[3] if len(shape) == 4 else 1,
+            "classes": classes,
+            "where": "data folder",
+        }
     except (OSError, ValueError, KeyError, IndexError) as e:
-        return {"name": path.stem, "images": 0, "side": "", "channels": 0, "classes": 0, "where": f"data folder (unreadable: {type(e).__name__})"}
+        return {
+            "name": path.stem,
+            "images": 0,
+            "side": "",
+            "channels": 0,
+            "classes": 0,
+            "where": f"data folder (unreadable: {type(e).__name__})",
+        }
 
 # %% ../../nbs/00_data/08_sources.ipynb #a76f239a
 def list_datasets(
@@ -218,9 +273,24 @@ def list_datasets(
     files = npz_files(data_dir)
     rows = [{"name": "digits", "images": 1797, "side": "8", "channels": 1, "classes": 10, "where": "embedded"}]
     mnist = "data folder" if "mnist" in files else "download"
-    rows += [{"name": "mnist", "images": 70000, "side": "28", "channels": 1, "classes": 10, "where": mnist}, *_colored_rows({"digits": "embedded", "mnist": mnist})]
+    rows += [
+        {"name": "mnist", "images": 70000, "side": "28", "channels": 1, "classes": 10, "where": mnist},
+        *_colored_rows({"digits": "embedded", "mnist": mnist}),
+    ]
     for flag, info in medmnist_info().items():
         here = [s for s in SIZES if plain(flag + _suffix(s)) in files]
-        rows.append({"name": flag, "images": sum(info["n_samples"].values()), "side": ", ".join(map(str, SIZES)), "channels": info["n_channels"],
-                     "classes": len(info["label"]), "where": f"data folder ({', '.join(map(str, here))})" if here else "download"})
-    return pd.DataFrame(rows + _collection_rows(data_dir) + [_file_row(p) for key, p in files.items() if key != "mnist" and key not in _flags()])
+        rows.append(
+            {
+                "name": flag,
+                "images": sum(info["n_samples"].values()),
+                "side": ", ".join(map(str, SIZES)),
+                "channels": info["n_channels"],
+                "classes": len(info["label"]),
+                "where": f"data folder ({', '.join(map(str, here))})" if here else "download",
+            }
+        )
+    return pd.DataFrame(
+        rows
+        + _collection_rows(data_dir)
+        + [_file_row(p) for key, p in files.items() if key != "mnist" and key not in _flags()]
+    )

@@ -59,11 +59,18 @@ def _codes(values:pd.Series, name:str) -> tuple: # (int64 codes, {code: name})
     "A column as codes of classes; TypeError for measurements, ValueError for gaps"
     kind = getattr(values.dtype, "kind", "O")
     empty = values.isna() if kind in "iufb" else values.isna() | (values.astype(str).str.strip() == "")
-    if gaps := int(empty.sum()): raise ValueError(
-        f"{name!r} has no value for {gaps} of {len(values)} images, so it cannot be the label. Leave these images out first.")
-    if kind == "f" and not (values % 1 == 0).all(): raise TypeError(
-        f"{name!r} holds measurements (such as {values[values % 1 != 0].iloc[0]:g}); a label needs classes. Bin the column first, e.g. with pandas.cut.")
-    if kind != "b" and not not_whole(values).any(): return values.to_numpy(np.int64), {int(v): str(int(v)) for v in np.unique(values)}
+    if gaps := int(empty.sum()):
+        raise ValueError(
+            f"{name!r} has no value for {gaps} of {len(values)} images, so it cannot be the label. Leave these images"
+            " out first."
+        )
+    if kind == "f" and not (values % 1 == 0).all():
+        raise TypeError(
+            f"{name!r} holds measurements (such as {values[values % 1 != 0].iloc[0]:g}); a label needs classes. Bin the"
+            " column first, e.g. with pandas.cut."
+        )
+    if kind != "b" and not not_whole(values).any():
+        return values.to_numpy(np.int64), {int(v): str(int(v)) for v in np.unique(values)}
     codes, names = pd.factorize(values if kind in "iufb" else values.astype(str), sort=True)
     return codes.astype(np.int64), {i: str(n) for i, n in enumerate(names)}
 
@@ -123,23 +130,35 @@ def _draw_groups(y:np.ndarray, groups, fraction:float, rng) -> np.ndarray: # sor
 # %% ../../nbs/00_data/03_splits.ipynb #75cf3a6c
 def _check_split(s:ImageSet, test:float, val:float, group):
     "Refuse a split that cannot be made: ValueError for fractions, classes or too few images"
-    if not (0 <= test < 1 and 0 <= val < 1 and 0 < test + val < 1): raise ValueError(
-        f"test={test} and val={val} were given; each must lie in [0, 1), with a sum above 0 and below 1: train needs the rest.")
+    if not (0 <= test < 1 and 0 <= val < 1 and 0 < test + val < 1):
+        raise ValueError(
+            f"test={test} and val={val} were given; each must lie in [0, 1), with a sum above 0 and below 1: train"
+            " needs the rest."
+        )
     need = 1 + (test > 0) + (val > 0)
     if group is not None: return
     if s.target is not None:
         rare = {s.classes[c]: int(n) for c, n in zip(*np.unique(s.labels, return_counts=True), strict=True) if n < need}
-        if rare: raise ValueError(f"{s.name}: a stratified split into {need} parts needs at least {need} images of every class, "
-                                  f"but there are: {rare} (images by class). Leave out or merge such classes.")
-    elif len(s) < need: raise ValueError(f"{s.name} has {len(s)} images, too few for {need} parts.")
+        if rare:
+            raise ValueError(
+                f"{s.name}: a stratified split into {need} parts needs at least {need} images of every class, "
+                f"but there are: {rare} (images by class). Leave out or merge such classes."
+            )
+    elif len(s) < need:
+        raise ValueError(f"{s.name} has {len(s)} images, too few for {need} parts.")
 
 # %% ../../nbs/00_data/03_splits.ipynb #a16870f9
 def _absent(made:Splits) -> tuple: # remarks
     "Say so when a part has no image of a class: where few groups hold a class, they may all fall on other sides"
     if made.train.target is None: return ()
-    labels = {p: {c for c in np.unique(getattr(made, p).labels) if c >= 0} for p in made.split_names}   # below 0: no label
-    return tuple(f"{made.name}: {p} has no image of {', '.join(repr(made.train.classes[c]) for c in sorted(lost))}: too few groups hold this class. "
-                 "Another seed may split it, or a finer grouping." for p, have in labels.items() if (lost := set().union(*labels.values()) - have))
+    # below 0: no label
+    labels = {p: {c for c in np.unique(getattr(made, p).labels) if c >= 0} for p in made.split_names}
+    return tuple(
+        f"{made.name}: {p} has no image of {', '.join(repr(made.train.classes[c]) for c in sorted(lost))}: too few"
+        " groups hold this class. Another seed may split it, or a finer grouping."
+        for p, have in labels.items()
+        if (lost := set().union(*labels.values()) - have)
+    )
 
 # %% ../../nbs/00_data/03_splits.ipynb #856d831e
 def split(
@@ -157,8 +176,15 @@ def split(
     rng, rest, out = np.random.RandomState(seed), np.arange(len(s)), {}
     for part, fraction in (("test", test), ("val", val / (1 - test))):
         y = s.labels[rest] if s.target is not None else np.zeros(len(rest), int)
-        take = (np.array([], int) if not fraction else _draw(y, fraction, rng, 1 + (part == "test" and val > 0)) if group is None
-                else _draw_groups(y, s.column(group).to_numpy()[rest], fraction, rng))
+        take = (
+            np.array([], int)
+            if not fraction
+            else (
+                _draw(y, fraction, rng, 1 + (part == "test" and val > 0))
+                if group is None
+                else _draw_groups(y, s.column(group).to_numpy()[rest], fraction, rng)
+            )
+        )
         out[part], rest = s[rest[take]] if len(take) else None, np.delete(rest, take)
     made = Splits(s.name, s[rest], out["val"], out["test"])
     for text in (absent := _absent(made)): warnings.warn(text, stacklevel=2)

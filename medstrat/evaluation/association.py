@@ -19,14 +19,23 @@ from ..vae.covariates import column_kind
 # %% ../../nbs/05_evaluation/02_association.ipynb #11997ad5
 def _pair(clusters, column, number=False):
     "Cluster codes (N,) and the column as codes or as floats (N,); ValueError where they do not pair, have gaps, or are no numbers."
-    if np.ndim(clusters) != 1 or np.shape(clusters) != np.shape(column) or not len(column): raise ValueError(
-        f"clusters have shape {np.shape(clusters)}, the column {np.shape(column)}; one cluster and one value an image are needed: (N,) and (N,), N ≥ 1")
+    if np.ndim(clusters) != 1 or np.shape(clusters) != np.shape(column) or not len(column):
+        raise ValueError(
+            f"clusters have shape {np.shape(clusters)}, the column {np.shape(column)}; one cluster and one value an"
+            " image are needed: (N,) and (N,), N ≥ 1"
+        )
     values = pd.Series(column)
     if number and not pd.api.types.is_numeric_dtype(values.dtype): raise ValueError(
         f"the score holds {values.dtype}, e.g. {values.iloc[0]!r}; numbers are needed (for categories: cramers_v)")
-    k, c = pd.factorize(pd.Series(clusters))[0], values.to_numpy(np.float64, na_value=np.nan) if number else pd.factorize(values)[0]
+    k, c = pd.factorize(pd.Series(clusters))[0], (
+        values.to_numpy(np.float64, na_value=np.nan) if number else pd.factorize(values)[0]
+    )
     for what, bad in (("clusters", k < 0), ("column", ~np.isfinite(c) if number else c < 0)):
-        if bad.any(): raise ValueError(f"the {what} have no value for {bad.sum()} of {len(bad)} images (the first is image {bad.argmax()}); leave these images out")
+        if bad.any():
+            raise ValueError(
+                f"the {what} have no value for {bad.sum()} of {len(bad)} images (the first is image {bad.argmax()});"
+                " leave these images out"
+            )
     return k, c
 
 # %% ../../nbs/05_evaluation/02_association.ipynb #92bb7997
@@ -90,14 +99,23 @@ def _shuffler(column, patients):
     n = len(column)
     if patients is None: return (lambda rng: rng.permutation(n)), f"{n:,} images"
     p, found = pd.factorize(pd.Series(patients))
-    if len(p) != n or (p < 0).any(): raise ValueError(f"{n} images, but {(p >= 0).sum()} have a patient; give every image one (a number of its own, where unknown)")
+    if len(p) != n or (p < 0).any():
+        raise ValueError(
+            f"{n} images, but {(p >= 0).sum()} have a patient; give every image one (a number of its own, where"
+            " unknown)"
+        )
     rows, size = np.argsort(p, kind="stable"), np.bincount(p)
     start = np.cumsum(size) - size
-    if (column == column[rows[start]][p]).all() and len(found) > 1: return (lambda rng: rng.permutation(rows[start])[p]), f"{len(found):,} patients"
+    if (column == column[rows[start]][p]).all() and len(found) > 1:
+        return (lambda rng: rng.permutation(rows[start])[p]), f"{len(found):,} patients"
     # one (patients, m) array of rows for each number of images m
     blocks = [rows[start[size == m, None] + np.arange(m)] for m in np.unique(size)]
     blocks = [b for b in blocks if (column[b] != column[b[0]]).any()]
-    if not blocks: raise NotComparable(f"none of the {len(found)} patients can be exchanged: the column varies within patients, and no two with equally many images differ in it; test without patients, or on one image a patient")
+    if not blocks:
+        raise NotComparable(
+            f"none of the {len(found)} patients can be exchanged: the column varies within patients, and no two with"
+            " equally many images differ in it; test without patients, or on one image a patient"
+        )
     def shuffle(rng):
         index = np.arange(n)
         for b in blocks: index[b] = rng.permutation(b)
@@ -108,7 +126,11 @@ def _shuffler(column, patients):
 _FAST = {cramers_v: _phi2, correlation_ratio: _eta2}
 def _permuted(statistic, clusters, column, patients, n_permutations, random_state):
     "The statistic as observed, under each permutation (B,), and what was exchanged; φ² for V and η² for η."
-    if not callable(statistic): raise TypeError(f"statistic={statistic!r}; a function of clusters and column is needed, such as cramers_v or correlation_ratio")
+    if not callable(statistic):
+        raise TypeError(
+            f"statistic={statistic!r}; a function of clusters and column is needed, such as cramers_v or"
+            " correlation_ratio"
+        )
     if n_permutations < 1: raise ValueError(f"n_permutations={n_permutations}; at least one is needed (999 is usual)")
     if statistic in _FAST:
         k, c = _pair(clusters, column, number=statistic is correlation_ratio)
@@ -118,11 +140,16 @@ def _permuted(statistic, clusters, column, patients, n_permutations, random_stat
         k, c = _pair(clusters, column)[0], np.asarray(column) # for the checks
         value = lambda c: statistic(np.asarray(clusters), c)
     observed = value(c)
-    if np.isnan(observed) or not k.max() or (c == c[0]).all(): raise NotComparable("the statistic is not defined here: clusters or column have one value only")
+    if np.isnan(observed) or not k.max() or (c == c[0]).all():
+        raise NotComparable("the statistic is not defined here: clusters or column have one value only")
     shuffle, remark = _shuffler(c, patients)
     rng = np.random.default_rng(random_state)
     permuted = np.array([value(c[shuffle(rng)]) for _ in range(n_permutations)])
-    if np.isnan(permuted).any(): raise ValueError(f"the statistic is nan for {np.isnan(permuted).sum()} of {n_permutations} permutations; it must be defined for every order of the column")
+    if np.isnan(permuted).any():
+        raise ValueError(
+            f"the statistic is nan for {np.isnan(permuted).sum()} of {n_permutations} permutations; it must be defined"
+            " for every order of the column"
+        )
     return observed, permuted, remark
 
 # %% ../../nbs/05_evaluation/02_association.ipynb #4a0f0cc8
@@ -145,17 +172,22 @@ def permutation_p(
 def comparable_columns(table, n, columns, patient):
     "The table as a DataFrame of n rows and the columns to compare; KeyError with near matches, ValueError for another number of rows."
     table = pd.DataFrame(table.table if isinstance(table, ImageSet) else table)
-    if len(table) != n: raise ValueError(f"{n} clusters, but the table has {len(table)} rows; row i must describe image i")
+    if len(table) != n:
+        raise ValueError(f"{n} clusters, but the table has {len(table)} rows; row i must describe image i")
     columns = list(table.columns) if columns is None else [columns] if isinstance(columns, str) else list(columns)
     for name in columns + [patient] * (patient is not None):
-        if name not in table: raise KeyError(f"the table has no column {name!r}.{did_you_mean(str(name), map(str, table.columns))} Columns: {', '.join(map(str, table.columns)) or 'none'}.")
+        if name not in table:
+            raise KeyError(
+                f"the table has no column {name!r}.{did_you_mean(str(name), map(str, table.columns))} Columns:"
+                f" {', '.join(map(str, table.columns)) or 'none'}."
+            )
     return table, columns
 
 # %% ../../nbs/05_evaluation/02_association.ipynb #2b89d8d2
 def _association(clusters, values, patients, n_permutations, random_state):
     "One row of `associations`; NotComparable where there is nothing to compare."
     from sklearn.metrics import adjusted_mutual_info_score
-    try: kind = column_kind(values)
+    try:kind = column_kind(values)
     except ValueError as e: raise NotComparable(str(e)) from None # dates and the like
     use = (values.notna() & ~values.isin([np.inf, -np.inf])).to_numpy()
     k, v = np.asarray(clusters)[use], values[use].reset_index(drop=True)
@@ -163,11 +195,28 @@ def _association(clusters, values, patients, n_permutations, random_state):
     if pd.Series(k).nunique() < 2: raise NotComparable("one cluster only")
     if kind == "category" and v.nunique() == len(v): raise NotComparable("a different value for every image")
     lead = cramers_v if kind == "category" else correlation_ratio
-    observed, permuted, remark = _permuted(lead, k, v, None if patients is None else patients[use], n_permutations, random_state)
-    row = {"kind": kind, "n": len(v), "values": v.nunique(), "p": _p(observed, permuted), "remark": remark + (f"; {(~use).sum():,} without a value" if not use.all() else "")}
-    if kind == "number": return row | {"correlation_ratio": lead(k, v), "ordered_r": ordered_correlation(k, v), "by_chance": np.sqrt(permuted).mean()}
+    observed, permuted, remark = _permuted(
+        lead, k, v, None if patients is None else patients[use], n_permutations, random_state
+    )
+    row = {
+        "kind": kind,
+        "n": len(v),
+        "values": v.nunique(),
+        "p": _p(observed, permuted),
+        "remark": remark + (f"; {(~use).sum():,} without a value" if not use.all() else ""),
+    }
+    if kind == "number":
+        return row | {
+            "correlation_ratio": lead(k, v),
+            "ordered_r": ordered_correlation(k, v),
+            "by_chance": np.sqrt(permuted).mean(),
+        }
     codes = [pd.factorize(a)[0] for a in (k, v)]
-    return row | {"cramers_v": lead(k, v), "ami": adjusted_mutual_info_score(*codes), "by_chance": _v(permuted, len(set(codes[0])), v.nunique(), len(v)).mean()}
+    return row | {
+        "cramers_v": lead(k, v),
+        "ami": adjusted_mutual_info_score(*codes),
+        "by_chance": _v(permuted, len(set(codes[0])), v.nunique(), len(v)).mean(),
+    }
 
 # %% ../../nbs/05_evaluation/02_association.ipynb #832597f7
 def associations(

@@ -26,17 +26,24 @@ FRACTIONS = (.01, .05, .1, .2, .5, 1)  # of the training labels
 def _labelled(labels, fractions, draws, seed):
     "Yield fraction, draw and the sorted indices of the labelled images: a share of each class, nested within a draw; all of them are drawn once."
     for fraction in fractions:
-        for draw in range(1 if fraction == 1 else draws): yield fraction, draw, stratified_subset(labels, fraction, [seed, draw])
+        for draw in range(1 if fraction == 1 else draws):
+            yield fraction, draw, stratified_subset(labels, fraction, [seed, draw])
 
 # %% ../../nbs/05_evaluation/04_labels.ipynb #70d38e28
 def _checked(fractions, draws, seed, labels):
     "The fractions, ascending; ValueError for what cannot be drawn."
     f = sorted(np.atleast_1d(np.asarray(fractions, dtype=float)).tolist())
-    if not f or not all(0 < x <= 1 for x in f): raise ValueError(f"fractions={fractions}; each must lie above 0 and at most at 1 (0.05 is one label in twenty)")
+    if not f or not all(0 < x <= 1 for x in f):
+        raise ValueError(f"fractions={fractions}; each must lie above 0 and at most at 1 (0.05 is one label in twenty)")
     if len(set(f)) < len(f): raise ValueError(f"fractions={fractions} names one of them twice")
     for name, value, least in (("draws", draws, 1), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least: raise ValueError(f"{name}={value!r}; a whole number ≥ {least} is needed")
-    if len(np.unique(labels)) < 2: raise ValueError(f"all {len(labels)} training images have the label {labels[0]}; with a single class there is nothing to learn from labels")
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+            raise ValueError(f"{name}={value!r}; a whole number ≥ {least} is needed")
+    if len(np.unique(labels)) < 2:
+        raise ValueError(
+            f"all {len(labels)} training images have the label {labels[0]}; with a single class there is nothing to"
+            " learn from labels"
+        )
     return f
 
 # %% ../../nbs/05_evaluation/04_labels.ipynb #bfdf20c1
@@ -49,25 +56,42 @@ def label_efficiency(
 ) -> pd.DataFrame: # one row a probe: fraction, n_labels, draw, accuracy, balanced_accuracy
     "Scores of the converged probe which knows a few labels; at fraction 1 the probe of `evaluate`. ValueError for one class, for bad fractions, and where the splits do not fit together."
     from sklearn.preprocessing import StandardScaler
-    fractions, scored = _checked(fractions, draws, seed, train.labels), scored_split({"train": train, "test": scored}, "test")
+    fractions, scored = _checked(fractions, draws, seed, train.labels), scored_split(
+        {"train": train, "test": scored}, "test"
+    )
     scale, rows = StandardScaler().fit(train.embedding.astype(np.float64)), []
     for fraction, draw, i in _labelled(train.labels, fractions, draws, int(seed)):
         labelled = Encoded(train.embedding[i], train.clusters[i], train.labels[i])
         scores = classification_scores(scored.labels, probe_predict(labelled, scored.embedding, scale=scale))
-        rows.append(dict(fraction=fraction, n_labels=len(i), draw=draw) | {s: scores[s] for s in ("accuracy", "balanced_accuracy")})
+        rows.append(
+            dict(fraction=fraction, n_labels=len(i), draw=draw) | {
+                s: scores[s] for s in ("accuracy", "balanced_accuracy")
+            }
+        )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/05_evaluation/04_labels.ipynb #26c0d8c3
-_SAME = ("protocol", "dataset", "model", "preset", "parameters", "scored_on")  # what pooled runs must have in common, as far as it is noted
+# what pooled runs must have in common, as far as it is noted
+_SAME = ("protocol", "dataset", "model", "preset", "parameters", "scored_on")
 
 def _poolable(curves):
     "The rows that may be pooled: no interrupted runs, each seed once. ValueError where different things would be averaged."
-    if not len(curves): raise ValueError("there are no label-efficiency curves here; runs recorded before there were such curves have none")
+    if not len(curves):
+        raise ValueError(
+            "there are no label-efficiency curves here; runs recorded before there were such curves have none"
+        )
     if "interrupted" in curves: curves = curves[~curves["interrupted"].astype(bool)]
     if not len(curves): raise ValueError("all of these runs were interrupted")
     for name in _SAME:
-        if name in curves and curves[name].nunique(dropna=False) > 1: raise ValueError(f"these curves differ in {name} ({', '.join(map(repr, curves[name].unique()[:4]))}); pool like with like, e.g. one group of .groupby({name!r}) at a time")
-    if (curves.groupby("fraction")["n_labels"].nunique() > 1).any(): raise ValueError("the same fraction comes with different numbers of labels: these curves belong to different training sets")
+        if name in curves and curves[name].nunique(dropna=False) > 1:
+            raise ValueError(
+                f"these curves differ in {name} ({', '.join(map(repr, curves[name].unique()[:4]))}); pool like with"
+                f" like, e.g. one group of .groupby({name!r}) at a time"
+            )
+    if (curves.groupby("fraction")["n_labels"].nunique() > 1).any():
+        raise ValueError(
+            "the same fraction comes with different numbers of labels: these curves belong to different training sets"
+        )
     return curves.drop_duplicates(["seed", "fraction", "draw"], keep="last") if "seed" in curves else curves
 
 # %% ../../nbs/05_evaluation/04_labels.ipynb #8f8cb3f0
@@ -77,11 +101,14 @@ def summarise_label_efficiency(
     level:float=.8, # share of the draws between low and high
 ) -> pd.DataFrame: # one row a fraction: fraction, n_labels, n (values), mean, low, high
     "Mean and central interval of the draws – of runs × draws, where there are several runs. ValueError where different things would be averaged."
-    if score not in ("accuracy", "balanced_accuracy"): raise ValueError(f"score={score!r}; the curves have 'accuracy' and 'balanced_accuracy'")
+    if score not in ("accuracy", "balanced_accuracy"):
+        raise ValueError(f"score={score!r}; the curves have 'accuracy' and 'balanced_accuracy'")
     if not 0 < level < 1: raise ValueError(f"level={level}; a share between 0 and 1 is needed, e.g. 0.8")
     groups = _poolable(curves).groupby(["fraction", "n_labels"])[score]
     end = lambda q: groups.agg(lambda x: np.quantile(x, q, method="weibull"))
-    return pd.DataFrame(dict(n=groups.size(), mean=groups.mean(), low=end((1 - level) / 2), high=end((1 + level) / 2))).reset_index()
+    return pd.DataFrame(
+        dict(n=groups.size(), mean=groups.mean(), low=end((1 - level) / 2), high=end((1 + level) / 2))
+    ).reset_index()
 
 # %% ../../nbs/05_evaluation/04_labels.ipynb #c3d87136
 def _with_room(fractions, gap=.09):
@@ -95,7 +122,15 @@ def _with_room(fractions, gap=.09):
 def _draw_curve(ax, summary, name, color, marker, alpha):
     "One method: mean and band."
     ax.fill_between(summary["fraction"], summary["low"], summary["high"], color=color, alpha=alpha, linewidth=0)
-    ax.plot(summary["fraction"], summary["mean"], marker=marker, markersize=4.5, linewidth=1.4, color=color, label=shorten(str(name), 40, placeholder="…"))
+    ax.plot(
+        summary["fraction"],
+        summary["mean"],
+        marker=marker,
+        markersize=4.5,
+        linewidth=1.4,
+        color=color,
+        label=shorten(str(name), 40, placeholder="…"),
+    )
 
 @drawn
 def plot_label_efficiency(
@@ -106,18 +141,35 @@ def plot_label_efficiency(
 ): # matplotlib Figure
     "Accuracy against the share of labels, a line and a band for each method. ValueError where the methods were given different numbers of labels."
     if not len(curves): raise ValueError("no curves were given; a dictionary name → frame is needed")
-    if majority_rate is not None and score != "accuracy": raise ValueError(f"the majority rate is an accuracy; leave it away for score={score!r}")
+    if majority_rate is not None and score != "accuracy":
+        raise ValueError(f"the majority rate is an accuracy; leave it away for score={score!r}")
     drawn = {name: summarise_label_efficiency(c, score, level) for name, c in curves.items()}
     labels = pd.concat(drawn.values()).groupby("fraction")["n_labels"].unique()
-    if (labels.str.len() > 1).any(): raise ValueError("the same fraction comes with different numbers of labels: draw methods with different training sets apart")
+    if (labels.str.len() > 1).any():
+        raise ValueError(
+            "the same fraction comes with different numbers of labels: draw methods with different training sets apart"
+        )
     looks = dict(zip(drawn, zip(cluster_colors(len(drawn)), "os^DvPX*<>pdhH8" * len(drawn), strict=False), strict=True))
     alpha = .18 if len(drawn) <= 5 else .08 # many bands lie on one another
     fig, ax = plt.subplots(figsize=(WIDTH, 3.8))
-    for name in sorted(drawn, key=lambda n: -drawn[n]["mean"].iloc[-1]): _draw_curve(ax, drawn[name], name, *looks[name], alpha)
-    if majority_rate is not None: ax.axhline(majority_rate, color=".35", linestyle=":", linewidth=1.2, label=f"always the commonest class ({majority_rate:.3f})")
+    for name in sorted(drawn, key=lambda n: -drawn[n]["mean"].iloc[-1]):
+        _draw_curve(ax, drawn[name], name, *looks[name], alpha)
+    if majority_rate is not None:
+        ax.axhline(
+            majority_rate,
+            color=".35",
+            linestyle=":",
+            linewidth=1.2,
+            label=f"always the commonest class ({majority_rate:.3f})",
+        )
     shown = _with_room(labels.index)
     ax.set_xscale("log"); ax.minorticks_off()
     ax.set_xticks(labels.index, [f"{100 * f:.3g} %\n{n[0]:,}" if f in shown else "" for f, n in labels.items()])
     ax.set(xlabel="share and number of labelled training images", ylabel=score.replace("_", " "))
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1.02), title=f"line: mean, band: central {100 * level:g} % of draws", alignment="left")
+    ax.legend(
+        loc="upper left",
+        bbox_to_anchor=(1, 1.02),
+        title=f"line: mean, band: central {100 * level:g} % of draws",
+        alignment="left",
+    )
     return fig

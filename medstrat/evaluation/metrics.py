@@ -15,18 +15,31 @@ import numpy as np
 def _embedding(values):
     "`values` as a finite, contiguous float32 matrix (N, d) with N, d > 0, or a ValueError that says why not."
     z = np.asarray(values)
-    if z.ndim != 2 or 0 in z.shape: raise ValueError(f"embedding has shape {z.shape}; it needs one row an image: (N, d) with N and d at least 1")
+    if z.ndim != 2 or 0 in z.shape:
+        raise ValueError(f"embedding has shape {z.shape}; it needs one row an image: (N, d) with N and d at least 1")
     with np.errstate(over="ignore", invalid="ignore"): z = np.ascontiguousarray(z, dtype=np.float32)
     bad = np.flatnonzero(~np.isfinite(z).all(1))
-    if len(bad): raise ValueError(f"embedding has NaN or infinite values in {len(bad)} of {len(z)} rows (first: row {bad[0]}); the encoder has diverged")
+    if len(bad):
+        raise ValueError(
+            f"embedding has NaN or infinite values in {len(bad)} of {len(z)} rows (first: row {bad[0]}); the encoder"
+            " has diverged"
+        )
     return z
 
 # %% ../../nbs/05_evaluation/00_metrics.ipynb #896ad065
 def _codes(name, values, n):
     "`values` as an int64 vector (n,), or a ValueError that says why not; only labels may be negative."
     c = np.asarray(values)
-    if c.shape != (n,): raise ValueError(f"{name} has shape {c.shape}, the embedding {n} rows; one whole number an image is needed: ({n},). For (N, 1) pass {name}.ravel()")
-    if c.dtype.kind not in "iub": raise ValueError(f"{name} has dtype {c.dtype}; whole numbers are needed (encode names with np.unique(…, return_inverse=True))")
+    if c.shape != (n,):
+        raise ValueError(
+            f"{name} has shape {c.shape}, the embedding {n} rows; one whole number an image is needed: ({n},). For (N,"
+            f" 1) pass {name}.ravel()"
+        )
+    if c.dtype.kind not in "iub":
+        raise ValueError(
+            f"{name} has dtype {c.dtype}; whole numbers are needed (encode names with np.unique(…,"
+            " return_inverse=True))"
+        )
     if name == "labels": return np.maximum(c.astype(np.int64), -1)
     if c.min() < 0: raise ValueError(f"{name} contains {c.min()}; they count from 0")
     return c.astype(np.int64)
@@ -37,7 +50,8 @@ class Encoded:
     "One split after encoding: where each image lies, its cluster and its label; raises ValueError where they do not fit together."
     embedding:np.ndarray # (N, d) posterior means; kept as float32
     clusters:np.ndarray # (N,) cluster of each image, 0 … K-1
-    labels:np.ndarray=None # (N,) true label of each image, whole numbers; negative: this image has none; None: no image has one
+    # (N,) true label of each image, whole numbers; negative: this image has none; None: no image has one
+    labels:np.ndarray=None
     def __post_init__(self):
         z = _embedding(self.embedding)
         if self.labels is None: object.__setattr__(self, "labels", np.full(len(z), -1))
@@ -52,7 +66,11 @@ def join(
     b:Encoded, # second split, of the same embedding dimension
 ) -> Encoded: # the rows of `a`, then those of `b`
     "Put two encoded splits under one another; ValueError where their embeddings have different dimensions."
-    if a.embedding.shape[1] != b.embedding.shape[1]: raise ValueError(f"cannot join embeddings of {a.embedding.shape[1]} and {b.embedding.shape[1]} dimensions: they come from different encoders")
+    if a.embedding.shape[1] != b.embedding.shape[1]:
+        raise ValueError(
+            f"cannot join embeddings of {a.embedding.shape[1]} and {b.embedding.shape[1]} dimensions: they come from"
+            " different encoders"
+        )
     return Encoded(*(np.concatenate([getattr(a, f), getattr(b, f)]) for f in ("embedding", "clusters", "labels")))
 
 # %% ../../nbs/05_evaluation/00_metrics.ipynb #b5606626
@@ -63,8 +81,13 @@ def knn_predict(
 ) -> np.ndarray: # (M,) predicted labels
     "Majority vote of the `k` nearest training images, by Euclidean distance; ValueError where there are fewer than `k`."
     from sklearn.neighbors import KNeighborsClassifier
-    if not 1 <= k <= len(train): raise ValueError(f"k={k} neighbours were asked for, the training split has {len(train)} images; k must lie in 1 … {len(train)}")
-    return KNeighborsClassifier(k).fit(train.embedding, train.labels).predict(embedding) # above 15 dimensions "auto" is brute force, the fastest there
+    if not 1 <= k <= len(train):
+        raise ValueError(
+            f"k={k} neighbours were asked for, the training split has {len(train)} images; k must lie in 1 …"
+            f" {len(train)}"
+        )
+    # above 15 dimensions "auto" is brute force, the fastest there
+    return KNeighborsClassifier(k).fit(train.embedding, train.labels).predict(embedding)
 
 # %% ../../nbs/05_evaluation/00_metrics.ipynb #1880186a
 def probe_predict(
@@ -79,13 +102,16 @@ def probe_predict(
     from threadpoolctl import threadpool_limits
     if len(np.unique(train.labels)) == 1: return np.full(len(embedding), train.labels[0])
     scale = scale or StandardScaler().fit(train.embedding.astype(np.float64))
-    with threadpool_limits(1): model = LogisticRegression(max_iter=max_iter).fit(scale.transform(train.embedding), train.labels) # on busy cores, threads that wait for each other cost more than they give
+    # on busy cores, threads that wait for each other cost more than they give
+    with threadpool_limits(1):
+        model = LogisticRegression(max_iter=max_iter).fit(scale.transform(train.embedding), train.labels)
     return model.predict(scale.transform(embedding))
 
 # %% ../../nbs/05_evaluation/00_metrics.ipynb #37a1729a
 def stratified_subset(labels, fraction, seed=0):
     "Sorted indices of a reproducible random `fraction` of each class, at least one image of each."
-    if not 0 < fraction <= 1: raise ValueError(f"fraction={fraction}; it must lie above 0 and at most at 1 (0.2 keeps a fifth of each class)")
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction={fraction}; it must lie above 0 and at most at 1 (0.2 keeps a fifth of each class)")
     rng = np.random.default_rng(seed)
     members = (np.flatnonzero(labels == c) for c in np.unique(labels))
     return np.sort(np.concatenate([rng.permutation(m)[:max(1, round(fraction * len(m)))] for m in members]))
@@ -120,7 +146,14 @@ def paper_probe_predict(
     import torch
     classes, y = np.unique(train.labels, return_inverse=True)
     subset = stratified_subset(train.labels, fraction, seed)
-    layer = _train_linear(torch.from_numpy(train.embedding[subset]), torch.from_numpy(y[subset]), len(classes), epochs=epochs, lr=lr, seed=seed)
+    layer = _train_linear(
+        torch.from_numpy(train.embedding[subset]),
+        torch.from_numpy(y[subset]),
+        len(classes),
+        epochs=epochs,
+        lr=lr,
+        seed=seed,
+    )
     with torch.no_grad(): logits = layer(torch.as_tensor(embedding, dtype=torch.float32))
     return classes[logits.numpy().argmax(1)]
 
@@ -131,8 +164,15 @@ def classification_scores(
 ) -> dict: # accuracy, balanced_accuracy, precision, recall
     "Accuracy beside its macro companions, averaged over the classes which occur in `labels`."
     from sklearn.metrics import precision_recall_fscore_support
-    precision, recall, _, _ = precision_recall_fscore_support(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)
-    return dict(accuracy=float(np.mean(labels == predicted)), balanced_accuracy=float(recall), precision=float(precision), recall=float(recall))
+    precision, recall, _, _ = precision_recall_fscore_support(
+        labels, predicted, labels=np.unique(labels), average="macro", zero_division=0
+    )
+    return dict(
+        accuracy=float(np.mean(labels == predicted)),
+        balanced_accuracy=float(recall),
+        precision=float(precision),
+        recall=float(recall),
+    )
 
 # %% ../../nbs/05_evaluation/00_metrics.ipynb #7b22e49b
 def bootstrap_interval(

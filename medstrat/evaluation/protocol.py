@@ -26,38 +26,82 @@ from ..parts.matching import StatisticalMapping, one_to_one
 def scored_split(encoded, on):
     "The split named by `on`, checked against the training split."
     allowed = ("test", "val", "val+test")
-    if on not in allowed: raise ValueError(f"on={on!r}; scores can be reported on {', '.join(map(repr, allowed))} (never on train, which the mapping and the probes are fitted on)")
-    if unknown := sorted(set(encoded) - {"train", "val", "test"}): raise ValueError(f'encoded has unknown splits {unknown}; the names are "train", "val", "test"')
-    if missing := [s for s in ("train", *on.split("+")) if s not in encoded]: raise ValueError(f"everything is fitted on train and scored on {on}; encoded lacks {missing}, it has {sorted(encoded)}")
+    if on not in allowed:
+        raise ValueError(
+            f"on={on!r}; scores can be reported on {', '.join(map(repr, allowed))} (never on train, which the mapping"
+            " and the probes are fitted on)"
+        )
+    if unknown := sorted(set(encoded) - {"train", "val", "test"}):
+        raise ValueError(f'encoded has unknown splits {unknown}; the names are "train", "val", "test"')
+    if missing := [s for s in ("train", *on.split("+")) if s not in encoded]:
+        raise ValueError(
+            f"everything is fitted on train and scored on {on}; encoded lacks {missing}, it has {sorted(encoded)}"
+        )
     train, parts = encoded["train"].embedding, {s: encoded[s] for s in on.split("+")}
     for name, z in ((name, part.embedding) for name, part in parts.items()):
-        if np.may_share_memory(z, train): raise ValueError(f'encoded["{name}"] and encoded["train"] share their embedding; the scored images must be others than the training images')
-        if z.shape[1] != train.shape[1]: raise ValueError(f"{name} has {z.shape[1]} dimensions, train {train.shape[1]}: they come from different encoders")
+        if np.may_share_memory(z, train):
+            raise ValueError(
+                f'encoded["{name}"] and encoded["train"] share their embedding; the scored images must be others than'
+                ' the training images'
+            )
+        if z.shape[1] != train.shape[1]:
+            raise ValueError(
+                f"{name} has {z.shape[1]} dimensions, train {train.shape[1]}: they come from different encoders"
+            )
     return join(*parts.values()) if len(parts) > 1 else parts[on]
 
 # %% ../../nbs/05_evaluation/01_protocol.ipynb #f647b015
-ROWS = {"stat": "statistical mapping (many-to-one)", "knn": "kNN", "probe": "probe (converged)", "paper_probe": "paper's probe", "one_to_one": "one-to-one (Hungarian)"}
+ROWS = {
+    "stat": "statistical mapping (many-to-one)",
+    "knn": "kNN",
+    "probe": "probe (converged)",
+    "paper_probe": "paper's probe",
+    "one_to_one": "one-to-one (Hungarian)",
+}
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
     "All numbers of one evaluation, with the predictions they come from."
-    metrics:dict # name → float, int or str; goes into JSON as it is. Without labels: sizes only, and unscored, the reason
-    predictions:dict # row ("stat", "knn", …) → (n,) predicted labels of the scored images that have a label
-    cluster_labels:np.ndarray # (K,) label of each cluster under the statistical mapping; None without labels
+    # name → float, int or str; goes into JSON as it is. Without labels: sizes only, and unscored, the reason
+    metrics:dict
+    # row ("stat", "knn", …) → (n,) predicted labels of the scored images that have a label
+    predictions:dict
+    # (K,) label of each cluster under the statistical mapping; None without labels
+    cluster_labels:np.ndarray
     def table(self) -> pd.DataFrame: # one row a way to predict, strings with three decimals; no rows without labels
         "A small table to read: accuracy with its 95 % interval, its companions, and the rate of the commonest class."
         m, number = self.metrics, "{:.3f}".format
-        rows = {title: {"accuracy [95 % interval]": f"{m[f'{r}_accuracy']:.3f} [{m[f'{r}_accuracy_low']:.3f}, {m[f'{r}_accuracy_high']:.3f}]",
-                        "balanced accuracy": number(m[f"{r}_balanced_accuracy"]), "macro precision": number(m[f"{r}_precision"]),
-                        "macro recall": number(m[f"{r}_recall"]), "majority rate": number(m["majority_rate"])} for r, title in ROWS.items() if f"{r}_accuracy" in m}
+        rows = {
+            title: {
+                "accuracy [95 % interval]": (
+                    f"{m[f'{r}_accuracy']:.3f} [{m[f'{r}_accuracy_low']:.3f}, {m[f'{r}_accuracy_high']:.3f}]"
+                ),
+                "balanced accuracy": number(m[f"{r}_balanced_accuracy"]),
+                "macro precision": number(m[f"{r}_precision"]),
+                "macro recall": number(m[f"{r}_recall"]),
+                "majority rate": number(m["majority_rate"]),
+            }
+            for r, title in ROWS.items()
+            if f"{r}_accuracy" in m
+        }
         return pd.DataFrame.from_dict(rows, orient="index")
     def summary(self) -> str: # one line
         "What the table's numbers were computed on and with, and the agreement of the two partitions."
         m = self.metrics
-        sizes = f"scored on {m['scored_on']} ({m['n_scored']:,} images), fitted on train ({m['n_train']:,}); K = {m['n_clusters']}, {m['active_clusters']} active"
+        sizes = (
+            f"scored on {m['scored_on']} ({m['n_scored']:,} images), fitted on train ({m['n_train']:,}); K ="
+            f" {m['n_clusters']}, {m['active_clusters']} active"
+        )
         if "unscored" in m: return f"{sizes}; no scores: {m['unscored']}"
-        return f"{sizes}; NMI {m['nmi']:.3f}, ARI {m['ari']:.3f}; kNN with k = {m['k_neighbors']}, paper's probe on {m['probe_fraction']:.0%} of train"
-    def __repr__(self): return f"{self.table().to_string()}\n{self.summary()}" if len(self.table()) else self.summary()
-    def _repr_html_(self): return f"{self.table().to_html() if len(self.table()) else ''}<p>{self.summary()}</p>"
+        return (
+            f"{sizes}; NMI {m['nmi']:.3f}, ARI {m['ari']:.3f}; kNN with k = {m['k_neighbors']}, paper's probe on"
+            f" {m['probe_fraction']:.0%} of train"
+        )
+
+    def __repr__(self):
+        return f"{self.table().to_string()}\n{self.summary()}" if len(self.table()) else self.summary()
+
+    def _repr_html_(self):
+        return f"{self.table().to_html() if len(self.table()) else ''}<p>{self.summary()}</p>"
 
 # %% ../../nbs/05_evaluation/01_protocol.ipynb #15f55701
 def labelled(
@@ -72,10 +116,16 @@ def _numbers(predictions, scored, n_boot, seed):
     m = {}
     for row, predicted in predictions.items():
         m |= {f"{row}_{name}": value for name, value in classification_scores(scored.labels, predicted).items()}
-        m[f"{row}_accuracy_low"], m[f"{row}_accuracy_high"] = bootstrap_interval(predicted == scored.labels, n_boot, seed)
-    commonest = np.unique(scored.labels, return_counts=True)[1].max()   # codes may be huge: they are not counted in an array
-    return m | dict(nmi=float(normalized_mutual_info_score(scored.labels, scored.clusters)), ari=float(adjusted_rand_score(scored.labels, scored.clusters)),
-                    majority_rate=float(commonest / len(scored)))
+        m[f"{row}_accuracy_low"], m[f"{row}_accuracy_high"] = bootstrap_interval(
+            predicted == scored.labels, n_boot, seed
+        )
+    # codes may be huge: they are not counted in an array
+    commonest = np.unique(scored.labels, return_counts=True)[1].max()
+    return m | dict(
+        nmi=float(normalized_mutual_info_score(scored.labels, scored.clusters)),
+        ari=float(adjusted_rand_score(scored.labels, scored.clusters)),
+        majority_rate=float(commonest / len(scored)),
+    )
 
 # %% ../../nbs/05_evaluation/01_protocol.ipynb #873102e1
 def evaluate(
@@ -90,8 +140,17 @@ def evaluate(
 ) -> Evaluation:
     "Fit mapping, neighbours and probes on `encoded['train']`, score the split `on`; ValueError where the splits do not fit together."
     scored, train = scored_split(encoded, on), encoded["train"]
-    if (last := max(train.clusters.max(), scored.clusters.max())) >= n_clusters: raise ValueError(f"there is a cluster {last}, but n_clusters={n_clusters}: clusters count from 0 to n_clusters - 1")
-    m = dict(n_clusters=int(n_clusters), active_clusters=len(np.unique(train.clusters)), n_scored=len(scored), n_train=len(train), scored_on=on)
+    if (last := max(train.clusters.max(), scored.clusters.max())) >= n_clusters:
+        raise ValueError(
+            f"there is a cluster {last}, but n_clusters={n_clusters}: clusters count from 0 to n_clusters - 1"
+        )
+    m = dict(
+        n_clusters=int(n_clusters),
+        active_clusters=len(np.unique(train.clusters)),
+        n_scored=len(scored),
+        n_train=len(train),
+        scored_on=on,
+    )
     bare = [name for name, part in (("train", train), (on, scored)) if not (part.labels >= 0).any()]
     if bare: return Evaluation(m | dict(unscored=f"no image of {' and '.join(bare)} has a label"), {}, None)
     train, scored = labelled(train), labelled(scored)
@@ -101,5 +160,10 @@ def evaluate(
                    "probe": probe_predict(train, scored.embedding),
                    "paper_probe": paper_probe_predict(train, scored.embedding, probe_fraction, seed),
                    "one_to_one": one_to_one(scored.clusters, scored.labels)}
-    m |= dict(n_scored=len(scored), n_train=len(train), k_neighbors=min(int(k), len(train)), probe_fraction=float(probe_fraction))
+    m |= dict(
+        n_scored=len(scored),
+        n_train=len(train),
+        k_neighbors=min(int(k), len(train)),
+        probe_fraction=float(probe_fraction),
+    )
     return Evaluation(_numbers(predictions, scored, n_boot, seed) | m, predictions, mapping.cluster_labels_)

@@ -38,7 +38,10 @@ def _folded(values, max_values=10, classes=None):
     kept = [v for v in known if v in common]
     codes = values.map({v: i for i, v in enumerate(kept)}).astype(float).fillna(len(kept)).to_numpy(int)
     codes[values.isna()] = len(kept) + 1
-    names = [n if len(n) <= 28 else f"{n[:13]}…{n[-14:]}" for n in readable_names(kept, classes)] + [f"other ({len(known) - len(kept)})", "missing"]
+    names = [n if len(n) <= 28 else f"{n[:13]}…{n[-14:]}" for n in readable_names(kept, classes)] + [
+        f"other ({len(known) - len(kept)})",
+        "missing",
+    ]
     return codes, names, [*cluster_colors(len(kept)), (.86, .86, .86), (1, 1, 1)]
 
 # %% ../../nbs/05_evaluation/03_subgroups.ipynb #9d8a3cce
@@ -47,7 +50,10 @@ def _sizes(clusters, n_clusters=None):
     sizes = pd.Series(clusters).value_counts().sort_index().sort_values(ascending=False, kind="stable")
     if n_clusters is None: return sizes
     beyond = [k for k in sizes.index if k not in range(n_clusters)]
-    if beyond: raise ValueError(f"there is a cluster {beyond[0]!r}, but n_clusters={n_clusters}: clusters count from 0 to n_clusters - 1")
+    if beyond:
+        raise ValueError(
+            f"there is a cluster {beyond[0]!r}, but n_clusters={n_clusters}: clusters count from 0 to n_clusters - 1"
+        )
     return sizes.reindex([*sizes.index, *(k for k in range(n_clusters) if k not in sizes.index)], fill_value=0)
 
 # %% ../../nbs/05_evaluation/03_subgroups.ipynb #02eed4b5
@@ -58,21 +64,40 @@ def _bars_panel(ax, clusters, values, sizes, max_values, classes):
     draw_shares(ax, counts.div(sizes.clip(lower=1), axis=0), [names[c] for c in counts], [colors[c] for c in counts])
     for patch in ax.patches: # white parts need an outline
         if patch.get_facecolor()[:3] == (1, 1, 1): patch.set(edgecolor=".6", linewidth=.6)
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1.03), reverse=True, borderaxespad=.2, handlelength=1, labelspacing=.25)
+    ax.legend(
+        loc="upper left", bbox_to_anchor=(1, 1.03), reverse=True, borderaxespad=0.2, handlelength=1, labelspacing=0.25
+    )
 
 # %% ../../nbs/05_evaluation/03_subgroups.ipynb #4c244116
 def _boxes_panel(ax, clusters, score, index, name, across=1):
     "Box plots of a score without gaps, one for each cluster of `index`, in that order; n below each, the overall mean dashed; `across` panels share the width."
     groups = [score[clusters == k] for k in index]
     many = [i for i, g in enumerate(groups) if len(g) >= 5]
-    if many: ax.boxplot([groups[i] for i in many], positions=many, widths=.65, patch_artist=True, showmeans=True, manage_ticks=False, boxprops={"facecolor": "#a6c8e0", "linewidth": .7},
-        medianprops={"color": "black", "linewidth": 1.4}, whiskerprops={"linewidth": .7}, capprops={"linewidth": .7}, flierprops={"marker": ".", "markersize": 2.5, "markeredgecolor": ".4"},
-        meanprops={"marker": "D", "markersize": 3.5, "markerfacecolor": "#d55e00", "markeredgecolor": "none"})
+    if many:
+        ax.boxplot(
+            [groups[i] for i in many],
+            positions=many,
+            widths=0.65,
+            patch_artist=True,
+            showmeans=True,
+            manage_ticks=False,
+            boxprops={"facecolor": "#a6c8e0", "linewidth": 0.7},
+            medianprops={"color": "black", "linewidth": 1.4},
+            whiskerprops={"linewidth": 0.7},
+            capprops={"linewidth": 0.7},
+            flierprops={"marker": ".", "markersize": 2.5, "markeredgecolor": ".4"},
+            meanprops={"marker": "D", "markersize": 3.5, "markerfacecolor": "#d55e00", "markeredgecolor": "none"},
+        )
     for i, g in enumerate(groups):
         if i not in many: ax.plot(np.full(len(g), i), g, "o", color="#0173b2", markersize=3)
     ax.axhline(score.mean(), color=".5", linewidth=.8, linestyle="--", zorder=0)
     flat = len(groups) * across <= 10 # room to write side by side
-    ax.set_xticks(range(len(groups)), [f"{k}\nn={len(g):,}" if flat else f"{k} (n={len(g):,})" for k, g in zip(index, groups, strict=True)], rotation=0 if flat else 90, fontsize=8 if flat else 7 if len(groups) <= 50 else 5)
+    ax.set_xticks(
+        range(len(groups)),
+        [f"{k}\nn={len(g):,}" if flat else f"{k} (n={len(g):,})" for k, g in zip(index, groups, strict=True)],
+        rotation=0 if flat else 90,
+        fontsize=8 if flat else 7 if len(groups) <= 50 else 5,
+    )
     ax.set(ylabel=name, xlim=(-.6, len(groups) - .4))
 
 # %% ../../nbs/05_evaluation/03_subgroups.ipynb #0801e6e8
@@ -85,12 +110,17 @@ def plot_scores(
 ): # matplotlib Figure
     "Box plots of a score in each cluster, ordered by mean; ValueError where lengths differ, for text, or without any score."
     clusters, score = np.asarray(clusters), pd.Series(score)
-    if clusters.shape != score.shape: raise ValueError(f"{clusters.shape} clusters and {score.shape} scores; one of each an image is needed")
-    if not pd.api.types.is_numeric_dtype(score.dtype): raise ValueError(f"the score holds {score.dtype}, e.g. {score.iloc[0]!r}; numbers are needed (for categories: plot_columns)")
+    if clusters.shape != score.shape:
+        raise ValueError(f"{clusters.shape} clusters and {score.shape} scores; one of each an image is needed")
+    if not pd.api.types.is_numeric_dtype(score.dtype):
+        raise ValueError(
+            f"the score holds {score.dtype}, e.g. {score.iloc[0]!r}; numbers are needed (for categories: plot_columns)"
+        )
     index, x = _sizes(clusters, n_clusters).index, score.to_numpy(np.float64, na_value=np.nan)
     use = np.isfinite(x)
     if not use.any(): raise ValueError("no image has a score")
-    order = pd.Series(x[use]).groupby(clusters[use]).mean().reindex(index).sort_values(kind="stable").index # without a score: last
+    # without a score: last
+    order = pd.Series(x[use]).groupby(clusters[use]).mean().reindex(index).sort_values(kind="stable").index
     fig, ax = plt.subplots(figsize=(max(4.5, min(WIDTH, 1 + .55 * len(index))), 3.4))
     _boxes_panel(ax, clusters[use], x[use], order, shorten(name, 40, placeholder="…"))
     eta, r = correlation_ratio(clusters[use], x[use]), ordered_correlation(clusters[use], x[use])
@@ -141,9 +171,12 @@ def plot_columns(
     fig, axes = plt.subplots(down, across, figsize=(WIDTH, 2.6 * down), squeeze=False)
     first, *rest = axes.flat
     first.bar(range(len(sizes)), sizes, color=".6", width=.85)
-    first.set_xticks(range(len(sizes)), sizes.index, fontsize=8 if len(sizes) <= 40 else 6, rotation=0 if len(sizes) <= 40 else 90)
+    first.set_xticks(
+        range(len(sizes)), sizes.index, fontsize=8 if len(sizes) <= 40 else 6, rotation=0 if len(sizes) <= 40 else 90
+    )
     first.set(title="images", xlim=(-.6, len(sizes) - .4))
-    for ax, name in zip(rest, chosen, strict=False): _panel(ax, clusters, table[name].reset_index(drop=True), sizes, max_values, classes.get(name), across)
+    for ax, name in zip(rest, chosen, strict=False):
+        _panel(ax, clusters, table[name].reset_index(drop=True), sizes, max_values, classes.get(name), across)
     for ax in rest[len(chosen):]: ax.set_visible(False)
     fig.supxlabel("cluster, largest first", fontsize=9)
     return fig
@@ -172,12 +205,20 @@ def plot_agreement(
     cell = min(.55, (WIDTH - 2) / max(rows, columns))
     fig, ax = plt.subplots(figsize=(max(4.5, 2 + cell * columns), 1.2 + cell * rows))
     image = ax.imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-    for i in range(n_pairs): ax.add_patch(plt.Rectangle((i - .5, i - .5), 1, 1, fill=False, edgecolor="white", linewidth=1.5))
+    for i in range(n_pairs):
+        ax.add_patch(plt.Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor="white", linewidth=1.5))
     if max(rows, columns) <= 16:
-        for (i, j), n in np.ndenumerate(counts.to_numpy()): ax.text(j, i, f"{n:,}", ha="center", va="center", fontsize=8, color="black" if shares[i, j] > .6 else "white")
+        for (i, j), n in np.ndenumerate(counts.to_numpy()):
+            ax.text(
+                j, i, f"{n:,}", ha="center", va="center", fontsize=8, color="black" if shares[i, j] > 0.6 else "white"
+            )
     size = 8 if max(rows, columns) <= 16 else 6
-    ax.set_xticks(range(columns), counts.columns, fontsize=size, rotation=90 if columns > 16 else 0); ax.set_yticks(range(rows), counts.index, fontsize=size)
-    ax.set(xlabel=f"cluster of {shorten(names[1], 30, placeholder='…')}", ylabel=f"cluster of {shorten(names[0], 30, placeholder='…')}")
+    ax.set_xticks(range(columns), counts.columns, fontsize=size, rotation=90 if columns > 16 else 0)
+    ax.set_yticks(range(rows), counts.index, fontsize=size)
+    ax.set(
+        xlabel=f"cluster of {shorten(names[1], 30, placeholder='…')}",
+        ylabel=f"cluster of {shorten(names[0], 30, placeholder='…')}",
+    )
     ax.set_title(f"agreement {found['agreement']:.2f} (by chance {found['by_chance']:.2f}), ARI {found['ari']:.2f}")
     ax.spines[:].set_visible(False); fig.colorbar(image, label="share of the row", shrink=.8)
     return fig

@@ -34,14 +34,26 @@ class AutoencoderNetwork(Network):
         self.encoder = Encoder(self.make_body(), shape, self.head_widths())
         self.decoder = own_or_made_decoder(s, shape, self.decoder_dim())
         if s.likelihood == "gaussian":
-            self.log_sigma = nn.Parameter(torch.tensor(math.log(s.sigma or 0.5)), requires_grad=s.sigma is None)
+            self.log_sigma = nn.Parameter(
+                torch.tensor(math.log(s.sigma or 0.5)), requires_grad=s.sigma is None
+            )
         self.bank = self.make_bank(n_clusters)
 
     def make_body(self) -> nn.Module:
         "The encoder without its heads."
         s = self.s
-        return (copy.deepcopy(s.encoder) if s.encoder is not None else
-                make_body(s.network, self.shape, s.channels, s.hidden, s.norm, s.encoder_activation or s.activation))
+        return (
+            copy.deepcopy(s.encoder)
+            if s.encoder is not None
+            else make_body(
+                s.network,
+                self.shape,
+                s.channels,
+                s.hidden,
+                s.norm,
+                s.encoder_activation or s.activation,
+            )
+        )
 
     def head_widths(self) -> tuple: return (self.s.latent_dim,)
     def decoder_dim(self) -> int: return self.s.latent_dim + self.n_covariates
@@ -57,7 +69,9 @@ class AutoencoderNetwork(Network):
 
     def reconstruction(self, logits, x) -> torch.Tensor:
         "How badly images were rebuilt, summed over pixels, mean over images."
-        return reconstruction_loss(logits, x, self.s.likelihood, getattr(self, "log_sigma", 0.0)).mean()
+        return reconstruction_loss(
+            logits, x, self.s.likelihood, getattr(self, "log_sigma", 0.0)
+        ).mean()
 
     def loss(self, batch, at):
         z = self.encoder(batch.x)[0]
@@ -68,8 +82,17 @@ class AutoencoderNetwork(Network):
 
     @classmethod
     def working_size(cls, s, shape):
-        small = s.image_size is None and s.network != "mlp" and s.encoder is None and min(shape[:2]) < 28
-        return (32, "images smaller than 28 are resized to 32 for convolutions") if small else (s.image_size, None)
+        small = (
+            s.image_size is None
+            and s.network != "mlp"
+            and s.encoder is None
+            and min(shape[:2]) < 28
+        )
+        return (
+            (32, "images smaller than 28 are resized to 32 for convolutions")
+            if small
+            else (s.image_size, None)
+        )
 
 # %% ../../nbs/04_methods/00_autoencoders.ipynb #3410601a
 class OneCluster(nn.Module):
@@ -113,26 +136,43 @@ class Autoencoder(DeepClusterer):
     "An autoencoder (no clusters of its own): the base of the methods with an encoder and a decoder."
     network: Literal["conv", "resize", "mlp"] | None = param(
         "convolutions; 5×5 ones with a resizing decoder (DVC-1); fully connected layers", "network")
-    channels: Counts | None = param("conv, resize: channels of the blocks; each halves the side", "network")
+    channels: Counts | None = param(
+        "conv, resize: channels of the blocks; each halves the side", "network"
+    )
     hidden: Counts | None = param("mlp: widths of the hidden layers", "network")
     latent_dim: Count | None = param("d, the length of an embedding", "network")
     norm: Literal["batch", "none"] | None = param("normalisation in the blocks", "network")
-    activation: Literal["relu", "leaky_relu", "gelu", "none"] | None = param("after each layer", "network")
+    activation: Literal["relu", "leaky_relu", "gelu", "none"] | None = param(
+        "after each layer", "network"
+    )
     encoder_activation: Literal["relu", "leaky_relu", "gelu", "none"] | None = param(
         "the encoder's own; None: as activation", "network")
     likelihood: Literal["squared", "bernoulli", "gaussian"] | None = param(
         "how images are compared; summed over pixels", "network")
     sigma: Positive | None = param("gaussian: fixed standard deviation; None: learned", "network")
-    condition: Columns | None = param("columns of the images' table that the decoder is told", "data")
+    condition: Columns | None = param(
+        "columns of the images' table that the decoder is told", "data"
+    )
     encoder: Any = param("your own module: images (B,C,H,W) → features (B,…)", "module")
-    decoder: Any = param("your own module: (B, latent_dim + condition) → logits (B,C,H,W)", "module")
+    decoder: Any = param(
+        "your own module: (B, latent_dim + condition) → logits (B,C,H,W)", "module"
+    )
 
     name, method = "autoencoder", AutoencoderNetwork
-    presets = dict(ours={"*": dict(
-        network=Value("conv", "images"), channels=Value((32, 64, 128), "three blocks, as in VAESim and CDVaDE"),
-        hidden=Value((500, 500, 2000), "DEC, VaDE"), latent_dim=Value(32, "VAESim §4"),
-        norm=Value("batch", "VAESim, appendix"), activation=Value("relu", "VAESim, appendix"), likelihood=Value("squared", "VAESim §3.1"),
-        lr_schedule=Value("cosine", "lets the weights come to rest"))})
+    presets = dict(
+        ours={
+            "*": dict(
+                network=Value("conv", "images"),
+                channels=Value((32, 64, 128), "three blocks, as in VAESim and CDVaDE"),
+                hidden=Value((500, 500, 2000), "DEC, VaDE"),
+                latent_dim=Value(32, "VAESim §4"),
+                norm=Value("batch", "VAESim, appendix"),
+                activation=Value("relu", "VAESim, appendix"),
+                likelihood=Value("squared", "VAESim §3.1"),
+                lr_schedule=Value("cosine", "lets the weights come to rest"),
+            )
+        }
+    )
 
 # %% ../../nbs/04_methods/00_autoencoders.ipynb #897d67b4
 class VAENetwork(AutoencoderNetwork):
@@ -146,25 +186,42 @@ class VAENetwork(AutoencoderNetwork):
     def beta(self, at) -> float:
         "The weight of the KL term at a moment."
         s = self.s
-        return s.beta * (1.0 if s.kl_warmup <= 0 else min(at.progress * at.epochs / s.kl_warmup, 1.0))
+        return s.beta * (
+            1.0 if s.kl_warmup <= 0 else min(at.progress * at.epochs / s.kl_warmup, 1.0)
+        )
 
     def loss(self, batch, at):
         mu, logvar = self.posterior(batch.x)
         z = reparameterise(mu, logvar)
         reconstruction = self.reconstruction(self.logits(z, batch.told), batch.x)
         kl = kl_normal(mu, logvar, self.s.prior_std).mean()
-        return dict(loss=reconstruction + self.beta(at) * kl, reconstruction=reconstruction, kl=kl, z=mu.detach())
+        return dict(
+            loss=reconstruction + self.beta(at) * kl,
+            reconstruction=reconstruction,
+            kl=kl,
+            z=mu.detach(),
+        )
 
-    def draw(self, n, rng, cluster=None, shares=None): return self.s.prior_std * rng.standard_normal((n, self.dim))
+    def draw(self, n, rng, cluster=None, shares=None):
+        return self.s.prior_std * rng.standard_normal((n, self.dim))
 
 # %% ../../nbs/04_methods/00_autoencoders.ipynb #8404513d
 @dataclass(kw_only=True, repr=False, eq=False)
 class VAE(Autoencoder):
     "A variational autoencoder (no clusters of its own). Source: Kingma & Welling 2014; beta: Higgins et al. 2017."
     beta: NonNegative | None = param("weight of the KL term", "training")
-    kl_warmup: NonNegative | None = param("epochs over which beta grows from 0 along a line", "training")
+    kl_warmup: NonNegative | None = param(
+        "epochs over which beta grows from 0 along a line", "training"
+    )
     prior_std: Positive | None = param("standard deviation of the prior p(z)", "training")
 
     name, method = "VAE", VAENetwork
-    presets = dict(ours={"*": dict(beta=Value(1.0, "the evidence lower bound"), kl_warmup=Value(0.0, "none"),
-                                   prior_std=Value(1.0, "standard normal"))})
+    presets = dict(
+        ours={
+            "*": dict(
+                beta=Value(1.0, "the evidence lower bound"),
+                kl_warmup=Value(0.0, "none"),
+                prior_std=Value(1.0, "standard normal"),
+            )
+        }
+    )

@@ -35,9 +35,15 @@ def nearest(k: int, dim: int) -> PrototypeBank:
 def choose(fit, Z: np.ndarray) -> int:  # K
     "The number of clusters: as given, or at the elbow."
     if fit.s.n_clusters != "elbow": return fit.s.n_clusters
-    try: choice = choose_n_clusters(Z, candidates=range(2, min(41, len(Z)), 2), random_state=fit.seed)
-    except ValueError as e: return _without_elbow(fit, Z, e)
-    fit.found["choice"] = dict(vars(choice), candidates=choice.candidates.tolist(), inertia=choice.inertia.tolist())
+    try:
+        choice = choose_n_clusters(
+            Z, candidates=range(2, min(41, len(Z)), 2), random_state=fit.seed
+        )
+    except ValueError as e:
+        return _without_elbow(fit, Z, e)
+    fit.found["choice"] = dict(
+        vars(choice), candidates=choice.candidates.tolist(), inertia=choice.inertia.tolist()
+    )
     return choice.n_clusters
 
 # %% ../../nbs/04_methods/02_baselines.ipynb #4a88ce67
@@ -46,8 +52,10 @@ def _without_elbow(fit, Z, error) -> int:
     if not fit.rows: raise error
     k = min(DeepClusterer.presets["ours"]["*"]["n_clusters"].value, len(np.unique(Z, axis=0)))
     fit.provenance["n_clusters"] = f"no elbow was found: {k}, a round number"
-    warnings.warn(f"{error} The trained networks are kept, with {k} clusters, a round number. Choose another by n_clusters=…; "
-                  "with pretrained=<saved model>, where the method has it, nothing is trained again.")
+    warnings.warn(
+        f"{error} The trained networks are kept, with {k} clusters, a round number. Choose another by n_clusters=…; "
+        "with pretrained=<saved model>, where the method has it, nothing is trained again."
+    )
     return k
 
 # %% ../../nbs/04_methods/02_baselines.ipynb #c57f913b
@@ -73,7 +81,9 @@ class KMeansParameters:
     def choice_(self) -> Choice:
         "The inertia curve and its elbow, of a fit with n_clusters=\"elbow\"; not kept in saved models."
         if "choice" not in getattr(self, "found_", {}):
-            raise AttributeError(f"this {type(self).__name__} has no choice_: there is one after a fit with n_clusters='elbow'.")
+            raise AttributeError(
+                f"this {type(self).__name__} has no choice_: there is one after a fit with n_clusters='elbow'."
+            )
         found = self.found_["choice"]
         return Choice(**dict(found, candidates=np.array(found["candidates"]), inertia=np.array(found["inertia"])))
 
@@ -89,7 +99,9 @@ class PixelKMeansNetwork(Network):
 
     def make_bank(self, k): return nearest(k, self.dim)
     def embed(self, x): return x.flatten(1)
-    def decode(self, z, told=Told()): return z.unflatten(1, (self.shape[2], *self.shape[:2])).clamp(0, 1)
+    def decode(self, z, told=Told()):
+        return z.unflatten(1, (self.shape[2], *self.shape[:2])).clamp(0, 1)
+
     def recipe(self): return [Step("k-means", kmeans)]
 
 # %% ../../nbs/04_methods/02_baselines.ipynb #22393cb2
@@ -111,10 +123,12 @@ class PCAKMeansNetwork(PixelKMeansNetwork):
     def dim(self): return self.s.latent_dim
 
     def embed(self, x):
-        with torch.autocast(x.device.type, enabled=False): return (x.flatten(1) - self.mean) @ self.components.T
+        with torch.autocast(x.device.type, enabled=False):
+            return (x.flatten(1) - self.mean) @ self.components.T
 
     def decode(self, z, told=Told()):
-        with torch.autocast(z.device.type, enabled=False): return super().decode(z @ self.components + self.mean)
+        with torch.autocast(z.device.type, enabled=False):
+            return super().decode(z @ self.components + self.mean)
 
     def recipe(self): return [Step("PCA", self.find_components), *super().recipe()]
 
@@ -122,13 +136,16 @@ class PCAKMeansNetwork(PixelKMeansNetwork):
         from sklearn.decomposition import PCA
         x, d = fit.images.transpose(0, 3, 1, 2).reshape(len(fit.images), -1), self.s.latent_dim
         if d > min(x.shape):
-            raise ValueError(f"latent_dim={d} principal components cannot be had from {x.shape[0]} images "
-                             f"of {x.shape[1]} values. Choose latent_dim ≤ {min(x.shape)}.")
+            raise ValueError(
+                f"latent_dim={d} principal components cannot be had from {x.shape[0]} images "
+                f"of {x.shape[1]} values. Choose latent_dim ≤ {min(x.shape)}."
+            )
         x = x / np.float32(255) if x.dtype == np.uint8 else x.astype(np.float32)
         # scikit-learn's covariance subtracts products of means, which cancel far from zero
         x -= (mean := x.mean(0, dtype=np.float64).astype(np.float32))
         found = PCA(d, random_state=fit.seed).fit(x)
-        self.mean.copy_(torch.from_numpy(mean + found.mean_)); self.components.copy_(torch.from_numpy(found.components_))
+        self.mean.copy_(torch.from_numpy(mean + found.mean_))
+        self.components.copy_(torch.from_numpy(found.components_))
 
 # %% ../../nbs/04_methods/02_baselines.ipynb #19bd6a2f
 @register
@@ -161,7 +178,9 @@ class VAEKMeansNetwork(VAENetwork):
 @dataclass(kw_only=True, repr=False, eq=False)
 class DeepKMeansParameters(KMeansParameters):
     "Of k-means on the embeddings of a network that was trained for it, or before."
-    pretrained: Any = param("a file written by save: its encoder and decoder are taken, nothing is trained", "pretraining")
+    pretrained: Any = param(
+        "a file written by save: its encoder and decoder are taken, nothing is trained", "pretraining"
+    )
 
 # %% ../../nbs/04_methods/02_baselines.ipynb #868f52d9
 @register

@@ -19,11 +19,20 @@ class CDVaDENetwork(VaDENetwork):
     def check(cls, s):
         super().check(s)
         if s.condition is None:
-            raise ValueError("CDVaDE needs a condition: the columns of the images' table that the clusters are to look beyond, for example condition='color' "
-                             "(medstrat run cdvade --dataset colored-digits -p condition=color), or fit(X, condition=values). Without one it is VaDE.")
+            raise ValueError(
+                "CDVaDE needs a condition: the columns of the images' table that the clusters are"
+                " to look beyond, for example condition='color' (medstrat run cdvade --dataset"
+                " colored-digits -p condition=color), or fit(X, condition=values). Without one it"
+                " is VaDE."
+            )
 
 # %% ../../nbs/04_methods/09_cdvade.ipynb #52f28a30
-_CONV = dict(network=Value("conv", "§2.1"), channels=Value((32, 64, 128), "§2.1"), norm=Value("batch", "§2.1"), activation=Value("leaky_relu", "§2.1"))
+_CONV = dict(
+    network=Value("conv", "§2.1"),
+    channels=Value((32, 64, 128), "§2.1"),
+    norm=Value("batch", "§2.1"),
+    activation=Value("leaky_relu", "§2.1"),
+)
 
 # %% ../../nbs/04_methods/09_cdvade.ipynb #bb4bff1f
 _FIVE, _TEN = (dict(n_clusters=Value(k, f"{k} digits")) for k in (5, 10))
@@ -37,16 +46,35 @@ class CDVaDE(VaDE):
     "Conditionally decoded VaDE: the decoder is told what is known. Source: Sidulova, Sun & Gossmann, §2.2."
     name, aliases, method = "CDVaDE", ("conditionally decoded VaDE",), CDVaDENetwork
     presets = dict(
-        paper={"*": dict(
-            _CONV, likelihood=Value("gaussian", "Eqs 6–7"), sigma=Value(None, "Eqs 6–7: learned"),
-            latent_dim=Value(20, "§3.1, Colored MNIST")), "her2": dict(
-            latent_dim=Value(500, "§3.2"), n_clusters=Value(3, "§3.2"), image_size=Value(128, "§3.2")), **_COLORED},
+        paper={
+            "*": dict(
+                _CONV,
+                likelihood=Value("gaussian", "Eqs 6–7"),
+                sigma=Value(None, "Eqs 6–7: learned"),
+                latent_dim=Value(20, "§3.1, Colored MNIST"),
+            ),
+            "her2": dict(
+                latent_dim=Value(500, "§3.2"),
+                n_clusters=Value(3, "§3.2"),
+                image_size=Value(128, "§3.2"),
+            ),
+            **_COLORED,
+        },
         released={"*": dict(sigma=Value(0.9, "a fixed standard deviation"))},
-        best={"*": dict(
-            _CONV, likelihood=Value("gaussian", "colours are no probabilities of ink"),
-            sigma=Value(0.5, "with pretrain_kl, see the table below"),
-            pretrain_kl=Value(3.0, "the pressure under which the covariate leaves z, see the table below"),
-            kl_warmup=Value(30.0, "clusters settle before the prior weighs in full"),
-            latent_dim=Value(10, "as VaDE on MNIST"), augment=Value("none", "images as they are"),
-            batch_size=Value(64, "few images: small batches give enough steps"),
-            pretrain_epochs=Value(60, "few images"), epochs=Value(60, "as VaDE"))})
+        best={
+            "*": dict(
+                _CONV,
+                likelihood=Value("gaussian", "colours are no probabilities of ink"),
+                sigma=Value(0.5, "with pretrain_kl, see the table below"),
+                pretrain_kl=Value(
+                    3.0, "the pressure under which the covariate leaves z, see the table below"
+                ),
+                kl_warmup=Value(30.0, "clusters settle before the prior weighs in full"),
+                latent_dim=Value(10, "as VaDE on MNIST"),
+                augment=Value("none", "images as they are"),
+                batch_size=Value(64, "few images: small batches give enough steps"),
+                pretrain_epochs=Value(60, "few images"),
+                epochs=Value(60, "as VaDE"),
+            )
+        },
+    )

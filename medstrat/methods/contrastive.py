@@ -33,7 +33,9 @@ def two_views(s):
     "For `Phase.inputs`: both views of each image, one after the other (2B,C,H,W), and what the decoder is told twice."
     change = augmenter(s.augment, s.crop, s.exposure)
     twice = lambda t: None if t is None else torch.cat([t, t])
-    return lambda batch, training: replace(batch, x=change(twice(batch.x)), told=Told(twice(batch.told.covariates)))
+    return lambda batch, training: replace(
+        batch, x=change(twice(batch.x)), told=Told(twice(batch.told.covariates))
+    )
 
 # %% ../../nbs/04_methods/04_contrastive.ipynb #e2a532f2
 def projector(dim: int, out: int) -> nn.Sequential:  # (B,d) → (B,p)
@@ -60,20 +62,34 @@ def label_layers(n_clusters: int, dim: int) -> nn.Sequential:  # (B,K) → (B,d)
 def check_settings(s):
     "Settings under which nothing would be learned. ValueError."
     if s.batch_size < 2:
-        raise ValueError(f"batch_size={s.batch_size}: the contrastive loss compares images of a batch, so at least 2 are needed "
-                         "(256 is usual).")
+        raise ValueError(
+            f"batch_size={s.batch_size}: the contrastive loss compares images of a batch, so at least 2 are needed "
+            "(256 is usual)."
+        )
     if not set(operations_of(s.augment)) - ({"crop"} if s.crop == 1 else set()):
-        raise ValueError(f"augment={s.augment!r}{' with crop=1' if s.crop == 1 else ''} changes nothing: both views would be the "
-                         f"same image. Choose {', '.join(map(repr, list(AUGMENTATIONS)[1:]))}, or {{operation: probability}}.")
+        raise ValueError(
+            f"augment={s.augment!r}{' with crop=1' if s.crop == 1 else ''} changes nothing: both views would be the "
+            f"same image. Choose {', '.join(map(repr, list(AUGMENTATIONS)[1:]))}, or {{operation: probability}}."
+        )
     if s.lr_schedule == "warmup-cosine" and max(s.lr_start, s.lr_end) > s.lr:
-        raise ValueError(f"lr_start={s.lr_start} and lr_end={s.lr_end} must not be above lr={s.lr}, which is the highest rate of "
-                         "lr_schedule='warmup-cosine'. Give all three.")
+        raise ValueError(
+            f"lr_start={s.lr_start} and lr_end={s.lr_end} must not be above lr={s.lr}, which is the highest rate of "
+            "lr_schedule='warmup-cosine'. Give all three."
+        )
     if s.optimizer == "lars" and s.lr < 0.01:
-        raise ValueError(f"lr={s.lr} is too small for LARS, which multiplies it by 0.001: hardly anything would be learned. 0.25 is usual.")
+        raise ValueError(
+            f"lr={s.lr} is too small for LARS, which multiplies it by 0.001: hardly anything would be learned. 0.25 is"
+            " usual."
+        )
     if s.exposure == 1:
-        raise ValueError("exposure=1 would make images black; it is the largest change of brightness, contrast and gamma (0.2 is usual).")
+        raise ValueError(
+            "exposure=1 would make images black; it is the largest change of brightness, contrast and gamma (0.2 is"
+            " usual)."
+        )
     if s.crop == 0:
-        raise ValueError("crop=0 would keep nothing of an image; it is the smallest share of the area that is kept (0.5 is usual).")
+        raise ValueError(
+            "crop=0 would keep nothing of an image; it is the smallest share of the area that is kept (0.5 is usual)."
+        )
 
 # %% ../../nbs/04_methods/04_contrastive.ipynb #4df08c7c
 class ContrastiveNetwork(AutoencoderNetwork):
@@ -84,13 +100,18 @@ class ContrastiveNetwork(AutoencoderNetwork):
         super().__init__(s, shape, n_clusters, n_covariates)
         self.projector = projector(s.latent_dim, s.projection_dim)
         self.labels = label_layers(n_clusters, s.latent_dim)
-        self.register_buffer("decoder_is_told", torch.tensor(0.0))   # 1 as soon as the decoder learns with labels
+        # 1 as soon as the decoder learns with labels
+        self.register_buffer("decoder_is_told", torch.tensor(0.0))
 
     def make_bank(self, k): return PrototypeBank(k, self.dim, self.s.similarity)
 
     def make_body(self):
         s, body = self.s, super().make_body()
-        return body if s.network == "mlp" or s.encoder is not None or s.pool == 1 else pooled(body, s.pool, self.shape)
+        return (
+            body
+            if s.network == "mlp" or s.encoder is not None or s.pool == 1
+            else pooled(body, s.pool, self.shape)
+        )
 
     def logits(self, h, told=Told()):
         "Decode embeddings together with their soft labels."
@@ -107,8 +128,12 @@ class ContrastiveNetwork(AutoencoderNetwork):
         z1, z2 = self.projector(h).chunk(2)
         contrastive = nt_xent(z1, z2, s.tau, s.denominator)
         reconstruction = self.rebuilt(super().logits(h, batch.told), batch.x)
-        return dict(loss=contrastive + s.alpha * reconstruction, contrastive=contrastive, reconstruction=reconstruction,
-                    partner_found=partner_found(z1, z2))
+        return dict(
+            loss=contrastive + s.alpha * reconstruction,
+            contrastive=contrastive,
+            reconstruction=reconstruction,
+            partner_found=partner_found(z1, z2),
+        )
 
     def decoder_loss(self, batch, at):
         "Algorithm 1, line 20."
@@ -118,15 +143,35 @@ class ContrastiveNetwork(AutoencoderNetwork):
 
     def recipe(self):
         s, common = self.s, dict(optimizer=OPTIMIZERS[self.s.optimizer], inputs=two_views(self.s))
-        return [Phase("contrast", s.epochs, self.loss, learns=("encoder", "projector", "decoder"), stream=0, **common, **self.rates(0)),
-                Step("clusters", self.find_clusters),
-                Phase("decode", s.decoder_epochs, self.decoder_loss, learns=("decoder", "labels"), stream=2, **common, **self.rates(s.epochs))]
+        return [
+            Phase(
+                "contrast",
+                s.epochs,
+                self.loss,
+                learns=("encoder", "projector", "decoder"),
+                stream=0,
+                **common,
+                **self.rates(0)
+            ),
+            Step("clusters", self.find_clusters),
+            Phase(
+                "decode",
+                s.decoder_epochs,
+                self.decoder_loss,
+                learns=("decoder", "labels"),
+                stream=2,
+                **common,
+                **self.rates(s.epochs)
+            ),
+        ]
 
     def rates(self, before: int) -> dict:
         "The learning rate's course for a phase that begins after so many epochs of others."
         s = self.s
         if s.lr_schedule != "warmup-cosine": return course(s)
-        rate = lambda epoch: warmup_cosine(epoch, s.epochs + s.decoder_epochs, s.lr_start, s.lr, s.lr_end, s.lr_warmup)
+        rate = lambda epoch: warmup_cosine(
+            epoch, s.epochs + s.decoder_epochs, s.lr_start, s.lr, s.lr_end, s.lr_warmup
+        )
         return dict(lr=s.lr, lr_factor=lambda at: rate(before + at.progress * at.epochs) / s.lr)
 
     def find_clusters(self, fit):
@@ -145,51 +190,93 @@ class ContrastiveNetwork(AutoencoderNetwork):
         super().set_n_clusters(k)
 
     @classmethod
-    def check(cls, s): check_settings(s)
+    def check(cls, s):
+        check_settings(s)
 
     @classmethod
     def check_images(cls, s, images, validation=None):
         super().check_images(s, images, validation)
         if validation is not None and len(validation) < 2:
-            raise ValueError("one validation image has no others to be compared with; give at least 2, or none.")
+            raise ValueError(
+                "one validation image has no others to be compared with; give at least 2, or none."
+            )
 
 # %% ../../nbs/04_methods/04_contrastive.ipynb #578e910b
-_PAPER = {"*": dict(
-    n_clusters=Value("elbow", "§2"), epochs=Value(50, "§2: 50 warm-up epochs"), decoder_epochs=Value(50, "§2: 100 in total"),
-    alpha=Value(0.1, "Eq. 2"), latent_dim=Value(128, "§2"), denominator=Value("negatives", "Eq. 1 as printed"),
-    augment=Value("contrastive", "§2"), pool=Value(2, "§2"), norm=Value("none", "not mentioned"), activation=Value("gelu", "§2"),
-    likelihood=Value("squared", "§2: mean squared error"), similarity=Value("cosine", "§2"), optimizer=Value("lars", "§2"),
-    lr=Value(0.25, "§2"), lr_start=Value(0.01, "§2"), lr_end=Value(0.05, "§2"), lr_warmup=Value(10, "§2"),
-    lr_schedule=Value("warmup-cosine", "§2"))}
+_PAPER = {
+    "*": dict(
+        n_clusters=Value("elbow", "§2"),
+        epochs=Value(50, "§2: 50 warm-up epochs"),
+        decoder_epochs=Value(50, "§2: 100 in total"),
+        alpha=Value(0.1, "Eq. 2"),
+        latent_dim=Value(128, "§2"),
+        denominator=Value("negatives", "Eq. 1 as printed"),
+        augment=Value("contrastive", "§2"),
+        pool=Value(2, "§2"),
+        norm=Value("none", "not mentioned"),
+        activation=Value("gelu", "§2"),
+        likelihood=Value("squared", "§2: mean squared error"),
+        similarity=Value("cosine", "§2"),
+        optimizer=Value("lars", "§2"),
+        lr=Value(0.25, "§2"),
+        lr_start=Value(0.01, "§2"),
+        lr_end=Value(0.05, "§2"),
+        lr_warmup=Value(10, "§2"),
+        lr_schedule=Value("warmup-cosine", "§2"),
+    )
+}
 
 # %% ../../nbs/04_methods/04_contrastive.ipynb #f771ace5
 _OPEN = "not given in the paper"
 
-_OURS = {"*": dict(
-    tau=Value(0.5, f"{_OPEN}; SimCLR for small images"), batch_size=Value(256, _OPEN), crop=Value(0.5, _OPEN),
-    exposure=Value(0.2, "not in the paper's list"), projection_dim=Value(128, f"{_OPEN}; SimCLR"), assignment_tau=Value(0.1, _OPEN))}
+_OURS = {
+    "*": dict(
+        tau=Value(0.5, f"{_OPEN}; SimCLR for small images"),
+        batch_size=Value(256, _OPEN),
+        crop=Value(0.5, _OPEN),
+        exposure=Value(0.2, "not in the paper's list"),
+        projection_dim=Value(128, f"{_OPEN}; SimCLR"),
+        assignment_tau=Value(0.1, _OPEN),
+    )
+}
 
 # %% ../../nbs/04_methods/04_contrastive.ipynb #8dfc61fd
 _SWEEP = "sweep on validation images, see chapter"
 
 _BEST = {
     "*": dict(
-        n_clusters=Value(40, "as the other methods"), denominator=Value("all", "SimCLR"), norm=Value("batch", "SimCLR"),
-        optimizer=Value("adam", _SWEEP), lr=Value(1e-3, "Adam's default"), lr_schedule=Value("cosine", "lets the weights come to rest"),
-        lr_start=Value(1e-4, "a tenth of lr"), lr_end=Value(0.0, "rest"), epochs=Value(50, _SWEEP),
-        decoder_epochs=Value(20, "the reconstruction has levelled off"), augment=Value("medical", _SWEEP),
-        crop=Value(0.3, "sweep: no different from 0.6; raise it for focal disease"), tau=Value(0.5, _SWEEP), batch_size=Value(256, _SWEEP)),
+        n_clusters=Value(40, "as the other methods"),
+        denominator=Value("all", "SimCLR"),
+        norm=Value("batch", "SimCLR"),
+        optimizer=Value("adam", _SWEEP),
+        lr=Value(1e-3, "Adam's default"),
+        lr_schedule=Value("cosine", "lets the weights come to rest"),
+        lr_start=Value(1e-4, "a tenth of lr"),
+        lr_end=Value(0.0, "rest"),
+        epochs=Value(50, _SWEEP),
+        decoder_epochs=Value(20, "the reconstruction has levelled off"),
+        augment=Value("medical", _SWEEP),
+        crop=Value(0.3, "sweep: no different from 0.6; raise it for focal disease"),
+        tau=Value(0.5, _SWEEP),
+        batch_size=Value(256, _SWEEP),
+    ),
     "mnist": dict(
-        crop=Value(0.5, "a third of a digit is no digit"), epochs=Value(20, "a set thirteen times as large"),
-        decoder_epochs=Value(5, "a set thirteen times as large"))}
+        crop=Value(0.5, "a third of a digit is no digit"),
+        epochs=Value(20, "a set thirteen times as large"),
+        decoder_epochs=Value(5, "a set thirteen times as large"),
+    ),
+}
 
 # %% ../../nbs/04_methods/04_contrastive.ipynb #173b74e0
 @register
 @dataclass(kw_only=True, repr=False, eq=False)
 class ContrastiveAE(KMeansParameters, Autoencoder):
     "An autoencoder with a contrastive loss, prototypes by k-means, and a decoder that is told them. Source: contrastive autoencoder, Algorithm 1."
-    decoder_epochs: Epochs | None = param("epochs of the second phase, with a frozen encoder (epochs: of the first)", "training")
-    alpha: NonNegative | None = param("weight of the reconstruction, mean over the pixels, sum of both views", "training")
+    decoder_epochs: Epochs | None = param(
+        "epochs of the second phase, with a frozen encoder (epochs: of the first)", "training"
+    )
+    alpha: NonNegative | None = param(
+        "weight of the reconstruction, mean over the pixels, sum of both views", "training"
+    )
     tau: Positive | None = param("temperature of the contrastive loss", "training")
     denominator: Literal["all", "negatives"] | None = param("what stands below the fraction in Eq. 1", "training")
     augment: Augmentation | None = param("how the two views are made", "training")
@@ -197,10 +284,14 @@ class ContrastiveAE(KMeansParameters, Autoencoder):
     exposure: Share | None = param("largest change of brightness, contrast and gamma", "training")
     projection_dim: Count | None = param("length of z", "network")
     pool: Count | None = param("conv, resize: side of the average pooling after the blocks", "network")
-    similarity: Literal["cosine", "euclidean"] | None = param("how embeddings and prototypes are compared", "clustering")
+    similarity: Literal["cosine", "euclidean"] | None = param(
+        "how embeddings and prototypes are compared", "clustering"
+    )
     assignment_tau: Positive | None = param("temperature of the soft labels that the decoder is told", "clustering")
-    optimizer: Literal["lars", "adam"] | None = param("lars wants a much higher lr (0.25); it takes every weight with one dimension "
-                                                      "for a bias or a normalisation", "training")
+    optimizer: Literal["lars", "adam"] | None = param(
+        "lars wants a much higher lr (0.25); it takes every weight with one dimension for a bias or a normalisation",
+        "training",
+    )
     lr_schedule: Literal["warmup-cosine", "constant", "cosine", "step", "tenths"] | None = param(
         '"warmup-cosine": over both phases; the others: over each', "training")
     lr_start: Positive | None = param("warmup-cosine: first learning rate (lr: the highest)", "training")
@@ -225,6 +316,8 @@ class ContrastiveAE(KMeansParameters, Autoencoder):
         images, net = self._checked(X), self.module_
         self._check_cluster(cluster)
         member = F.one_hot(torch.tensor(cluster), self.n_clusters_).float()
-        def as_member(x, covariates=None): return net.decode(net.embed(x), Told(covariates, member.to(x.device).expand(len(x), -1)))
+        def as_member(x, covariates=None):
+            return net.decode(net.embed(x), Told(covariates, member.to(x.device).expand(len(x), -1)))
+
         rows = self._rows(condition, len(images), X)
         return stack(over_images(net, images, as_member, self._engine(), rows)).transpose(0, 2, 3, 1)

@@ -32,13 +32,19 @@ class DECNetwork(AutoencoderNetwork):
         z = self.embed(batch.x)
         log_q = self.bank.log_q(z)
         clustering = clustering_loss(log_q, at.memory.of(log_q.detach().exp(), batch.index))
-        return dict(loss=clustering, clustering=clustering, changed=torch.tensor(at.memory.changed), z=z.detach())
+        return dict(
+            loss=clustering,
+            clustering=clustering,
+            changed=torch.tensor(at.memory.changed),
+            z=z.detach(),
+        )
 
     def recipe(self, learns=("encoder", "bank")):
         pretrained = pretraining(self, self.pretrain_loss)
         return [pretrained, *self_training(self, learns, stream=len(pretrained.phases) + 2)]
 
-    def draw(self, n, rng, cluster=None, shares=None): return self.bank.draw(n, rng, cluster, shares)
+    def draw(self, n, rng, cluster=None, shares=None):
+        return self.bank.draw(n, rng, cluster, shares)
 
     @classmethod
     def check_images(cls, s, images, validation=None):
@@ -65,7 +71,9 @@ class IDECNetwork(DECNetwork):
 @dataclass(kw_only=True, repr=False, eq=False)
 class SelfTrainingParameters(PretrainingParameters):
     "Of the refinement by self-training. Source: DEC §3."
-    init: Literal["k-means", "mixture"] | None = param("where the first centres come from", "clustering")
+    init: Literal["k-means", "mixture"] | None = param(
+        "where the first centres come from", "clustering"
+    )
     n_init: Count | None = param("starts for the first centres", "clustering")
     alpha: Positive | None = param("degrees of freedom of Student's t", "clustering")
     target: Literal["dec", "dvc"] | None = param(
@@ -74,13 +82,27 @@ class SelfTrainingParameters(PretrainingParameters):
     update_interval: Count | Literal["epoch"] | None = param(
         'steps between two targets, or "epoch": one an epoch', "clustering")
     tol: Share | None = param(
-        "δ: stop when fewer than this share of the labels change between two targets; 0: never", "training")
-    optimizer: Literal["adam", "sgd"] | None = param("of the refinement; sgd: momentum 0.9", "training")
+        "δ: stop when fewer than this share of the labels change between two targets; 0: never",
+        "training",
+    )
+    optimizer: Literal["adam", "sgd"] | None = param(
+        "of the refinement; sgd: momentum 0.9", "training"
+    )
 
-    presets = dict(ours={"*": dict(
-        init=Value("k-means", "DEC §3.2"), n_init=Value(20, "DEC §4.3: 20 starts"), alpha=Value(1.0, "DEC §3.1; DVC Eq. 7"),
-        target=Value("dec", "DEC Eq. 3"), target_gamma=Value(2.0, "DVC Eq. 9"), update_interval=Value(140, "IDEC §4.3, MNIST"),
-        tol=Value(0.001, "DEC §4.3"), optimizer=Value("adam", "IDEC §4.3"))})
+    presets = dict(
+        ours={
+            "*": dict(
+                init=Value("k-means", "DEC §3.2"),
+                n_init=Value(20, "DEC §4.3: 20 starts"),
+                alpha=Value(1.0, "DEC §3.1; DVC Eq. 7"),
+                target=Value("dec", "DEC Eq. 3"),
+                target_gamma=Value(2.0, "DVC Eq. 9"),
+                update_interval=Value(140, "IDEC §4.3, MNIST"),
+                tol=Value(0.001, "DEC §4.3"),
+                optimizer=Value("adam", "IDEC §4.3"),
+            )
+        }
+    )
 
 # %% ../../nbs/04_methods/06_dec.ipynb #19f06ca2
 _MLP = dict(
@@ -100,20 +122,36 @@ _PAPER = dict(
 BEST = dict(
     augment=Value("affine", "Guo et al. 2018; see chapter Pre-training"),
     init=Value("mixture", "its likelihood tells good starts from bad ones, see chapter Self-training"),
-    update_interval=Value("epoch", "a renewal passes all images through the encoder; more often costs more than the steps between"),
-    epochs=Value(15, "the labels have come to rest"), lr=Value(1e-3, "IDEC §4.3, MNIST"),
+    update_interval=Value(
+        "epoch", "a renewal passes all images through the encoder; more often costs more than the steps between"
+    ),
+    epochs=Value(15, "the labels have come to rest"),
+    lr=Value(1e-3, "IDEC §4.3, MNIST"),
     lr_schedule=Value("cosine", "lets the weights come to rest"),
-    pretrain=Value("end-to-end", "simplest"), pretrain_epochs=Value(40, "as the autoencoder baseline"),
-    pretrain_lr=Value(1e-3, "Adam's default"), pretrain_schedule=Value("cosine", "lets the weights come to rest"))
+    pretrain=Value("end-to-end", "simplest"),
+    pretrain_epochs=Value(40, "as the autoencoder baseline"),
+    pretrain_lr=Value(1e-3, "Adam's default"),
+    pretrain_schedule=Value("cosine", "lets the weights come to rest"),
+)
 
 # %% ../../nbs/04_methods/06_dec.ipynb #19965582
-_FEW = Value("k-means", "few images: a full covariance matrix describes their noise, see the validation runs in chapter DVC")
+_FEW = Value(
+    "k-means", "few images: a full covariance matrix describes their noise, see the validation runs in chapter DVC"
+)
 _STEPS = "few images: smaller batches and more epochs give the pre-training enough steps"
 _SIZES = dict(
-    digits=(64, 100), pneumoniamnist=(128, 60), brain_mri_4class_128=(64, 60), brain_mri_yesno_128=(64, 60),
-    fundus_glaucoma_128=(32, 60), brats=(64, 60), refuge=(32, 60))
-BEST_ON = {name: dict(init=_FEW, batch_size=Value(batch, _STEPS), pretrain_epochs=Value(epochs, _STEPS))
-           for name, (batch, epochs) in _SIZES.items()}
+    digits=(64, 100),
+    pneumoniamnist=(128, 60),
+    brain_mri_4class_128=(64, 60),
+    brain_mri_yesno_128=(64, 60),
+    fundus_glaucoma_128=(32, 60),
+    brats=(64, 60),
+    refuge=(32, 60),
+)
+BEST_ON = {
+    name: dict(init=_FEW, batch_size=Value(batch, _STEPS), pretrain_epochs=Value(epochs, _STEPS))
+    for name, (batch, epochs) in _SIZES.items()
+}
 BEST_ON["digits"]["augment"] = Value("none", "digits of 8×8 pixels fill their frame: a shift cuts strokes off")
 
 # %% ../../nbs/04_methods/06_dec.ipynb #d96c5eb7
@@ -123,20 +161,39 @@ class DEC(SelfTrainingParameters, Autoencoder):
     "Deep embedded clustering: KL(P‖Q) alone refines encoder and centres. Source: Xie, Girshick & Farhadi 2016."
     name, aliases, method = "DEC", ("deep embedded clustering",), DECNetwork
     presets = dict(
-        paper={"*": dict(_PAPER, update_interval=Value(140, "IDEC §4.3; DEC does not print it"), optimizer=Value(
-            "adam", "ours: DEC's rates for plain gradient descent need its unprinted scales"))},
-        best={"*": dict(_MLP, **BEST), **BEST_ON}, ours={"*": _MLP})
+        paper={
+            "*": dict(
+                _PAPER,
+                update_interval=Value(140, "IDEC §4.3; DEC does not print it"),
+                optimizer=Value(
+                    "adam", "ours: DEC's rates for plain gradient descent need its unprinted scales"
+                ),
+            )
+        },
+        best={"*": dict(_MLP, **BEST), **BEST_ON},
+        ours={"*": _MLP},
+    )
 
 # %% ../../nbs/04_methods/06_dec.ipynb #f96649bb
 @register
 @dataclass(kw_only=True, repr=False, eq=False)
 class IDEC(SelfTrainingParameters, Autoencoder):
     "Improved DEC: the decoder stays. Source: Guo, Gao, Liu & Yin 2017."
-    gamma: NonNegative | None = param("γ, weight of the clustering term beside the reconstruction", "training")
+    gamma: NonNegative | None = param(
+        "γ, weight of the clustering term beside the reconstruction", "training"
+    )
 
     name, aliases, method = "IDEC", ("improved deep embedded clustering",), IDECNetwork
     presets = dict(
-        paper={"*": dict(
-            _PAPER, gamma=Value(0.1, "IDEC §4.3"), update_interval=Value(140, "IDEC §4.3, MNIST"),
-            lr=Value(1e-3, "IDEC §4.3, MNIST"), optimizer=Value("adam", "IDEC §4.3"))},
-        best={"*": dict(_MLP, **BEST), **BEST_ON}, ours={"*": dict(_MLP, gamma=Value(0.1, "IDEC §4.3"))})
+        paper={
+            "*": dict(
+                _PAPER,
+                gamma=Value(0.1, "IDEC §4.3"),
+                update_interval=Value(140, "IDEC §4.3, MNIST"),
+                lr=Value(1e-3, "IDEC §4.3, MNIST"),
+                optimizer=Value("adam", "IDEC §4.3"),
+            )
+        },
+        best={"*": dict(_MLP, **BEST), **BEST_ON},
+        ours={"*": dict(_MLP, gamma=Value(0.1, "IDEC §4.3"))},
+    )

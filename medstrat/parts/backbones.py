@@ -52,7 +52,10 @@ class Backbone(nn.Module):
         import timm
         architecture, cfg = find_backbone(name)
         if cfg.fixed_input_size and input_size != cfg.input_size[1]:
-            raise ValueError(f"{name} takes images of one size only: input_size={cfg.input_size[1]}, not {input_size}.")
+            raise ValueError(
+                f"{name} takes images of one size only: input_size={cfg.input_size[1]}, not"
+                f" {input_size}."
+            )
         self.name, self.input_size, self.classifier = name, input_size, cfg.classifier
         self.body = timm.create_model(architecture, num_classes=0)
         # some have a hidden layer before the classifier
@@ -63,7 +66,11 @@ class Backbone(nn.Module):
 
     def prepare(self, x):   # (B,C,H,W) → (B,3,S,S)
         size = (self.input_size, self.input_size)
-        x = x.float() if x.shape[2:] == size else F.interpolate(x.float(), size, mode="bicubic", antialias=True).clamp(0, 1)
+        x = (
+            x.float()
+            if x.shape[2:] == size
+            else F.interpolate(x.float(), size, mode="bicubic", antialias=True).clamp(0, 1)
+        )
         return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def forward(self, x): return self.body(self.prepare(x)).float()
@@ -104,10 +111,13 @@ def find_weights(
     weights="imagenet",   # "imagenet": from its package or the hub; or a file of your own
 ) -> Path:
     "The file with a backbone's weights. FileNotFoundError, with what can be done, when it cannot be had."
-    if weights in (None, "imagenet"): return (_from_package if name in PACKAGED else _from_hub)(name)
+    if weights in (None, "imagenet"):
+        return (_from_package if name in PACKAGED else _from_hub)(name)
     if not Path(weights).is_file():
-        raise FileNotFoundError(f"weights={str(weights)!r}: there is no such file. Give a .safetensors or .pth file "
-                                f"with the weights of {name!r}, or leave it out for those of ImageNet.")
+        raise FileNotFoundError(
+            f"weights={str(weights)!r}: there is no such file. Give a .safetensors or .pth file "
+            f"with the weights of {name!r}, or leave it out for those of ImageNet."
+        )
     return Path(weights)
 
 # %% ../../nbs/02_parts/06_backbones.ipynb #d40e310f
@@ -131,18 +141,30 @@ def read_weights(path) -> dict:  # name → tensor
 def load_weights(backbone: Backbone, path):
     "Copy all weights from a file; a tensor that is missing, too much, or of another shape is a ValueError that names the first one."
     own, found = backbone.body.state_dict(), read_weights(path)
-    last = (backbone.classifier,) if isinstance(backbone.classifier, str) else tuple(backbone.classifier or ())
-    found = {k: v for k, v in found.items() if not k.startswith(tuple(f"{c}." for c in (*last, "_fc")))}
+    last = (
+        (backbone.classifier,)
+        if isinstance(backbone.classifier, str)
+        else tuple(backbone.classifier or ())
+    )
+    found = {
+        k: v for k, v in found.items() if not k.startswith(tuple(f"{c}." for c in (*last, "_fc")))
+    }
     if next(iter(found), "") == "_conv_stem.weight":   # the package's names, in the same order
         names = dict(zip(found, own, strict=False))
         found = {names.get(k, k): v for k, v in found.items()}
-    optional = lambda k: k.endswith("num_batches_tracked") and k not in found   # older files do not count batches
-    wrong = [k for k in own | found
-             if not optional(k) and (k not in own or k not in found or own[k].shape != found[k].shape)]
+    # older files do not count batches
+    optional = lambda k: k.endswith("num_batches_tracked") and k not in found
+    wrong = [
+        k
+        for k in own | found
+        if not optional(k) and (k not in own or k not in found or own[k].shape != found[k].shape)
+    ]
     if wrong:
         shape = lambda part: str(tuple(part[wrong[0]].shape)) if wrong[0] in part else "absent"
-        raise ValueError(f"the weights in {str(path)!r} are not those of {backbone.name!r}: "
-                         f"{wrong[0]} is {shape(found)} there and {shape(own)} here ({len(wrong)} differ).")
+        raise ValueError(
+            f"the weights in {str(path)!r} are not those of {backbone.name!r}: "
+            f"{wrong[0]} is {shape(found)} there and {shape(own)} here ({len(wrong)} differ)."
+        )
     backbone.body.load_state_dict(found, strict=False)
 
 # %% ../../nbs/02_parts/06_backbones.ipynb #6199b76f
@@ -169,12 +191,21 @@ def compute_features(
 ) -> np.ndarray:            # (N,F) float32
     "The features of all images, a batch at a time, in evaluation mode and without gradients."
     from tqdm import tqdm
-    device, step, was, parts = backbone.mean.device, _step(backbone.input_size), backbone.training, []
+    device, step, was, parts = (
+        backbone.mean.device,
+        _step(backbone.input_size),
+        backbone.training,
+        [],
+    )
     backbone.eval()
-    with (torch.autocast(device.type, torch.bfloat16, enabled=half),
-          tqdm(total=len(images), desc="features", unit="img", disable=not verbose, mininterval=0.5) as bar):
+    with (
+        torch.autocast(device.type, torch.bfloat16, enabled=half),
+        tqdm(
+            total=len(images), desc="features", unit="img", disable=not verbose, mininterval=0.5
+        ) as bar,
+    ):
         for i in range(0, len(images), step):
-            batch = torch.from_numpy(np.array(images[i:i + step])).to(device)
+            batch = torch.from_numpy(np.array(images[i : i + step])).to(device)
             parts.append(backbone(to_network(batch)).cpu().numpy())
             bar.update(len(batch))
     backbone.train(was)
@@ -191,8 +222,17 @@ def weights_checksum(net: nn.Module) -> int:
 # %% ../../nbs/02_parts/06_backbones.ipynb #e06dfba6
 def features_key(backbone: Backbone, images: np.ndarray, half: bool) -> str:
     "What determines features, as a hash."
-    what = [__version__, backbone.name, weights_checksum(backbone), backbone.input_size, half, backbone.mean.device.type,
-            list(images.shape), str(images.dtype), checksum(images)]
+    what = [
+        __version__,
+        backbone.name,
+        weights_checksum(backbone),
+        backbone.input_size,
+        half,
+        backbone.mean.device.type,
+        list(images.shape),
+        str(images.dtype),
+        checksum(images),
+    ]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 # %% ../../nbs/02_parts/06_backbones.ipynb #55f1b27a

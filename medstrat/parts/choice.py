@@ -21,7 +21,10 @@ def inertia_curve(
     "Sum of squared distances to the nearest of K centres, for each K."
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
-    with threadpool_limits(1): return np.array([KMeans(k, n_init=n_init, random_state=random_state).fit(embedding).inertia_ for k in candidates])
+    with threadpool_limits(1):
+        return np.array(
+            [KMeans(k, n_init=n_init, random_state=random_state).fit(embedding).inertia_ for k in candidates]
+        )
 
 # %% ../../nbs/02_parts/07_choice.ipynb #b1836c3d
 def find_elbow(
@@ -34,8 +37,10 @@ def find_elbow(
     flat = np.ptp(inertia) <= 1e-9 * max(np.max(inertia), 1e-300)
     knee = None if flat else KneeLocator(candidates, inertia, curve="convex", direction="decreasing").knee
     if knee is None:
-        raise ValueError(f"the inertia curve has no elbow between K = {candidates[0]} and {candidates[-1]} (from {inertia[0]:.4g} to {inertia[-1]:.4g}): "
-                         "pass n_clusters yourself, or other candidates")
+        raise ValueError(
+            f"the inertia curve has no elbow between K = {candidates[0]} and {candidates[-1]} (from {inertia[0]:.4g} to"
+            f" {inertia[-1]:.4g}): pass n_clusters yourself, or other candidates"
+        )
     return int(knee)
 
 # %% ../../nbs/02_parts/07_choice.ipynb #cf9095b1
@@ -70,8 +75,10 @@ def _checked(embedding, candidates):
     z, ks = np.asarray(embedding, dtype=np.float32), np.unique(np.fromiter(candidates, dtype=int))
     if z.ndim != 2: raise ValueError(f"embedding has shape {z.shape}; it needs one row an image: (N, d)")
     if not np.isfinite(z).all(): raise ValueError("embedding has NaN or infinite values; the encoder has diverged")
-    if len(ks) < 3 or ks[0] < 1: raise ValueError(f"candidates {ks.tolist()}: at least three different numbers ≥ 1 are needed to see a bend")
-    if ks[-1] > len(z): raise ValueError(f"candidates reach K = {ks[-1]}, but there are only {len(z)} points; pass smaller candidates")
+    if len(ks) < 3 or ks[0] < 1:
+        raise ValueError(f"candidates {ks.tolist()}: at least three different numbers ≥ 1 are needed to see a bend")
+    if ks[-1] > len(z):
+        raise ValueError(f"candidates reach K = {ks[-1]}, but there are only {len(z)} points; pass smaller candidates")
     return z, ks
 
 # %% ../../nbs/02_parts/07_choice.ipynb #8c6f8534
@@ -84,6 +91,7 @@ def choose_n_clusters(
 ) -> Choice: # `.n_clusters`, the curve, `.plot()`
     "The number of clusters at the elbow of the k-means curve (no labels used); ValueError if there is no elbow."
     z, ks = _checked(embedding, candidates)
-    if len(z) > max_points: z = z[np.sort(np.random.default_rng(random_state).choice(len(z), max_points, replace=False))]
+    if len(z) > max_points:
+        z = z[np.sort(np.random.default_rng(random_state).choice(len(z), max_points, replace=False))]
     inertia = inertia_curve(z, ks, random_state, n_init)
     return Choice(find_elbow(ks, inertia), ks, inertia, len(z))

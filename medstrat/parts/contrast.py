@@ -28,7 +28,9 @@ def nt_xent(
         raise ValueError(f"denominator={denominator!r} is unknown; choose 'all' or 'negatives'.")
     if len(z1) < 2: raise ValueError("one image has no negatives; give batches of at least 2.")
     positive = partner.unsqueeze(1)
-    return (logits.scatter(1, positive, -torch.inf).logsumexp(1) - logits.gather(1, positive).squeeze(1)).mean()
+    return (
+        logits.scatter(1, positive, -torch.inf).logsumexp(1) - logits.gather(1, positive).squeeze(1)
+    ).mean()
 
 # %% ../../nbs/02_parts/05_contrast.ipynb #1755f1c9
 @torch.no_grad()

@@ -23,20 +23,40 @@ def embed_2d(
 ) -> tuple: # xy (n, 2), index (n,) of the drawn images, prototypes_xy (K, 2) or None
     "A reproducible t-SNE map of at most `max_points` images, prototypes included; ValueError for input that is no finite matrix."
     from openTSNE import TSNE
-    z, q = np.asarray(embedding, dtype=np.float64), None if prototypes is None else np.asarray(prototypes, dtype=np.float64)
+    z, q = np.asarray(embedding, dtype=np.float64), (
+        None if prototypes is None else np.asarray(prototypes, dtype=np.float64)
+    )
     if z.ndim != 2 or len(z) == 0 or (q is not None and q.shape != (len(q), z.shape[1])):
-        raise ValueError(f"embedding has shape {z.shape}, prototypes {np.shape(prototypes)}; (N, d) with N ≥ 1 and (K, d), the same number of columns, are needed")
+        raise ValueError(
+            f"embedding has shape {z.shape}, prototypes {np.shape(prototypes)}; (N, d) with N ≥ 1 and (K, d), the same"
+            " number of columns, are needed"
+        )
     index = np.sort(np.random.default_rng(seed).permutation(len(z))[:max_points])
     points = z[index] if q is None else np.concatenate([z[index], q])
-    if not np.isfinite(points).all(): raise ValueError("embedding or prototypes have NaN or infinite values; the encoder has diverged")
-    if len(points) < 5 or not np.ptp(points, axis=0).any(): xy = np.pad((c := points - points.mean(0)) @ np.linalg.svd(c, full_matrices=False)[2].T, ((0, 0), (0, 2)))[:, :2] # PCA
-    else: xy = np.array(TSNE(perplexity=min(perplexity, (len(points) - 1) / 3), metric=metric, neighbors="exact", n_jobs=1, random_state=seed).fit(points))
+    if not np.isfinite(points).all():
+        raise ValueError("embedding or prototypes have NaN or infinite values; the encoder has diverged")
+    # PCA
+    if len(points) < 5 or not np.ptp(points, axis=0).any():
+        xy = np.pad((c := points - points.mean(0)) @ np.linalg.svd(c, full_matrices=False)[2].T, ((0, 0), (0, 2)))[
+            :, :2
+        ]
+    else:
+        xy = np.array(
+            TSNE(
+                perplexity=min(perplexity, (len(points) - 1) / 3),
+                metric=metric,
+                neighbors="exact",
+                n_jobs=1,
+                random_state=seed,
+            ).fit(points)
+        )
     return xy[:len(index)], index, None if q is None else xy[len(index):]
 
 # %% ../../nbs/02_parts/09_figures.ipynb #7a0a8a35
 def _spread(xy, distance, obstacles, steps=300):
     "Points (n, 2) moved, in small steps, to be `distance` apart from each other and .6 of it from the `obstacles` (m, 2)."
-    xy = xy + 1e-3 * distance * np.stack([np.cos(2.4 * np.arange(len(xy))), np.sin(2.4 * np.arange(len(xy)))], axis=1) # parts coinciding points
+    # parts coinciding points
+    xy = xy + 1e-3 * distance * np.stack([np.cos(2.4 * np.arange(len(xy))), np.sin(2.4 * np.arange(len(xy)))], axis=1)
     for _ in range(steps):
         for others, apart in ((obstacles, .6 * distance), (xy, 1.02 * distance)):
             delta = xy[:, None] - others
@@ -49,13 +69,31 @@ def _number_clusters(ax, xy, clusters, prototypes_xy):
     "Print each cluster's number at its prototype, or at the median of its points, legibly."
     from matplotlib.patheffects import withStroke
     found = np.unique(clusters) if prototypes_xy is None else np.arange(len(prototypes_xy))
-    at = np.array([np.median(xy[clusters == k], axis=0) for k in found]) if prototypes_xy is None else np.asarray(prototypes_xy)
-    if prototypes_xy is not None: ax.scatter(*at.T, s=16, marker="D", color="black", edgecolor="white", linewidth=.6, zorder=3)
+    at = (
+        np.array([np.median(xy[clusters == k], axis=0) for k in found])
+        if prototypes_xy is None
+        else np.asarray(prototypes_xy)
+    )
+    if prototypes_xy is not None:
+        ax.scatter(*at.T, s=16, marker="D", color="black", edgecolor="white", linewidth=0.6, zorder=3)
     span = np.ptp(np.concatenate([xy, at]), axis=0).max() or 1
-    labels = _spread(at + (0, 0), .06 * span, at[:0]) if prototypes_xy is None else _spread(at + (0, .03 * span), .06 * span, at)
+    labels = (
+        _spread(at + (0, 0), 0.06 * span, at[:0])
+        if prototypes_xy is None
+        else _spread(at + (0, 0.03 * span), 0.06 * span, at)
+    )
     for k, start, end in zip(found, at, labels, strict=True):
         ax.plot(*np.stack([start, end]).T, color="black", linewidth=.5, zorder=3)
-        ax.text(*end, str(k), ha="center", va="center", fontsize=8, fontweight="bold", zorder=4, path_effects=[withStroke(linewidth=2.5, foreground="white")])
+        ax.text(
+            *end,
+            str(k),
+            ha="center",
+            va="center",
+            fontsize=8,
+            fontweight="bold",
+            zorder=4,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")]
+        )
 
 # %% ../../nbs/02_parts/09_figures.ipynb #0c5106a9
 @drawn
@@ -69,15 +107,48 @@ def plot_embedding(
 ): # matplotlib Figure
     "True labels | clusters, numbered, prototypes on top (VAESim, Figs 4, 6) | labels of the clusters (contrastive autoencoder, Figs 3, 4); ValueError where lengths differ."
     xy, clusters = np.asarray(xy), np.asarray(clusters)
-    panels = [(t, np.asarray(v)) for t, v in (("true labels", labels), ("clusters" if prototypes_xy is None else "clusters and prototypes (◆)", clusters), ("labels of the clusters", mapped)) if v is not None]
-    if any(len(v) != len(xy) for _, v in panels): raise ValueError(f"{len(xy)} points, but {', '.join(f'{len(v)} {t}' for t, v in panels)}; take labels[index] and clusters[index] with the index from embed_2d")
-    fig, axes = plt.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False, figsize=(WIDTH, .8 + np.clip(8.6 / len(panels) * np.divide(*(np.ptp(xy, axis=0)[::-1] + 1e-9)), 2, 5)))
-    found, dots = np.unique(np.concatenate([v[:0] if v is clusters else v for _, v in panels])), dict(s=max(3, min(20, 15_000 / len(xy))) * 2 / len(panels), linewidth=0)
+    panels = [
+        (t, np.asarray(v))
+        for t, v in (
+            ("true labels", labels),
+            ("clusters" if prototypes_xy is None else "clusters and prototypes (◆)", clusters),
+            ("labels of the clusters", mapped),
+        )
+        if v is not None
+    ]
+    if any(len(v) != len(xy) for _, v in panels):
+        raise ValueError(
+            f"{len(xy)} points, but {', '.join(f'{len(v)} {t}' for t, v in panels)}; take labels[index] and"
+            " clusters[index] with the index from embed_2d"
+        )
+    fig, axes = plt.subplots(
+        1,
+        len(panels),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        figsize=(WIDTH, 0.8 + np.clip(8.6 / len(panels) * np.divide(*(np.ptp(xy, axis=0)[::-1] + 1e-9)), 2, 5)),
+    )
+    found, dots = np.unique(np.concatenate([v[:0] if v is clusters else v for _, v in panels])), dict(
+        s=max(3, min(20, 15_000 / len(xy))) * 2 / len(panels), linewidth=0
+    )
     for ax, (title, values) in zip(axes[0], panels, strict=True):
         ax.set(title=title, aspect="equal"); ax.set_axis_off()
-        if values is clusters: ax.scatter(*xy.T, color=cluster_colors(clusters.max() + 1)[clusters], alpha=.7, **dots); _number_clusters(ax, xy, clusters, prototypes_xy); continue
-        for value, name, color in zip(found, readable_names(found, classes), cluster_colors(len(found)), strict=True): ax.scatter(*xy[values == value].T, color=color, label=name, **dots)
-    if len(found): axes[0, 0].legend(loc="upper center", bbox_to_anchor=(.5, -.02), ncols=min(5, len(found)), markerscale=(36 / dots["s"]) ** .5, handletextpad=.1, columnspacing=1)
+        if values is clusters:
+            ax.scatter(*xy.T, color=cluster_colors(clusters.max() + 1)[clusters], alpha=0.7, **dots)
+            _number_clusters(ax, xy, clusters, prototypes_xy)
+            continue
+        for value, name, color in zip(found, readable_names(found, classes), cluster_colors(len(found)), strict=True):
+            ax.scatter(*xy[values == value].T, color=color, label=name, **dots)
+    if len(found):
+        axes[0, 0].legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.02),
+            ncols=min(5, len(found)),
+            markerscale=(36 / dots["s"]) ** 0.5,
+            handletextpad=0.1,
+            columnspacing=1,
+        )
     return fig
 
 # %% ../../nbs/02_parts/09_figures.ipynb #09fd1a9c
@@ -86,18 +157,42 @@ def plot_history(
     history:pd.DataFrame, # a row an epoch: phase, epoch, loss, further terms, val_ terms; lr and seconds are skipped
 ): # matplotlib Figure
     "Training (and validation) curves, one panel a loss term, phases shaded; ValueError without them."
-    if not {"phase", "loss"} <= set(history) or len(history) == 0: raise ValueError(f"a history needs the columns `phase` and `loss` and at least one row; this one has {len(history)} rows and the columns {list(history.columns)}")
+    if not {"phase", "loss"} <= set(history) or len(history) == 0:
+        raise ValueError(
+            f"a history needs the columns `phase` and `loss` and at least one row; this one has {len(history)} rows and"
+            f" the columns {list(history.columns)}"
+        )
     numeric = history.select_dtypes("number").columns.drop(["phase", "epoch", "lr", "seconds"], errors="ignore")
     terms = list(dict.fromkeys(["loss", *(c.removeprefix("val_") for c in numeric)]))
     starts = np.flatnonzero(np.r_[True, (phase := history["phase"].astype(str).to_numpy())[1:] != phase[:-1]])
     n_columns, epoch = min(3, len(terms)), np.arange(1, len(history) + 1)
-    fig, axes = plt.subplots(-(-len(terms) // n_columns), n_columns, figsize=(max(WIDTH / 3 * n_columns, 4.5), .4 + 2.1 * -(-len(terms) // n_columns)), squeeze=False)
+    fig, axes = plt.subplots(
+        -(-len(terms) // n_columns),
+        n_columns,
+        figsize=(max(WIDTH / 3 * n_columns, 4.5), 0.4 + 2.1 * -(-len(terms) // n_columns)),
+        squeeze=False,
+    )
     for ax, term in zip(axes.flat, terms, strict=False):
         for i, (a, b) in enumerate(zip(starts, [*starts[1:], len(phase)], strict=True)):
-            ax.axvspan(a + .5, b + .5, color=str(.95 - .1 * (i % 3)), linewidth=0, label=f"phase: {phase[a]}" if len(starts) > 1 else None)
+            ax.axvspan(
+                a + 0.5,
+                b + 0.5,
+                color=str(0.95 - 0.1 * (i % 3)),
+                linewidth=0,
+                label=f"phase: {phase[a]}" if len(starts) > 1 else None,
+            )
         for column, name, color in ((term, "training", "#0173b2"), (f"val_{term}", "validation", "#de8f05")):
-            if column in history: ax.plot(epoch, history[column].to_numpy(), color=color, label=name, marker="o" if len(epoch) < 20 else None, markersize=3)
-        ax.set(title=term, xlabel="epoch", xlim=(.5, len(epoch) + .5)); ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+            if column in history:
+                ax.plot(
+                    epoch,
+                    history[column].to_numpy(),
+                    color=color,
+                    label=name,
+                    marker="o" if len(epoch) < 20 else None,
+                    markersize=3,
+                )
+        ax.set(title=term, xlabel="epoch", xlim=(0.5, len(epoch) + 0.5))
+        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     for ax in axes.flat[len(terms):]: ax.set_visible(False)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return fig
@@ -105,17 +200,31 @@ def plot_history(
 # %% ../../nbs/02_parts/09_figures.ipynb #52ebfe2f
 def _shares(clusters, values, top=None):
     "Cluster × value table of shares and the cluster sizes, largest first, at most `top` clusters."
-    if len(clusters) != len(values): raise ValueError(f"{len(clusters)} clusters and {len(values)} values; one of each an image is needed")
+    if len(clusters) != len(values):
+        raise ValueError(f"{len(clusters)} clusters and {len(values)} values; one of each an image is needed")
     counts = pd.crosstab(np.asarray(clusters), np.asarray(values))
-    if counts.shape[1] > 30: raise ValueError(f"the column has {counts.shape[1]} different values; at most 30 can be told apart – bin it first, e.g. with pd.cut")
+    if counts.shape[1] > 30:
+        raise ValueError(
+            f"the column has {counts.shape[1]} different values; at most 30 can be told apart – bin it first, e.g. with"
+            " pd.cut"
+        )
     sizes = counts.sum(axis=1).sort_values(ascending=False, kind="stable")[:top]
     return counts.loc[sizes.index].div(sizes, axis=0), sizes
 
 # %% ../../nbs/02_parts/09_figures.ipynb #e6fb2e05
 def draw_shares(ax, shares, names, colors):
     "Stacked bars on `ax`: one bar a row (cluster) of the table `shares`, one part a column."
-    for share, end, name, color in zip(shares.to_numpy().T, shares.cumsum(axis=1).to_numpy().T, names, colors, strict=True): ax.bar(range(len(share)), share, bottom=end - share, color=color, width=.85, label=name)
-    ax.set_xticks(range(len(shares)), shares.index, fontsize=8 if len(shares) <= 40 else 6, rotation=0 if len(shares) <= 40 else 90); ax.set(ylabel="share", ylim=(0, 1), xlim=(-.6, len(shares) - .4))
+    for share, end, name, color in zip(
+        shares.to_numpy().T, shares.cumsum(axis=1).to_numpy().T, names, colors, strict=True
+    ):
+        ax.bar(range(len(share)), share, bottom=end - share, color=color, width=0.85, label=name)
+    ax.set_xticks(
+        range(len(shares)),
+        shares.index,
+        fontsize=8 if len(shares) <= 40 else 6,
+        rotation=0 if len(shares) <= 40 else 90,
+    )
+    ax.set(ylabel="share", ylim=(0, 1), xlim=(-0.6, len(shares) - 0.4))
 @drawn
 def plot_composition(
     clusters:np.ndarray, # (N,) cluster of each image
@@ -125,8 +234,12 @@ def plot_composition(
 ): # matplotlib Figure
     "Stacked bars: share of each value in each cluster, cluster sizes above; ValueError where lengths differ or values are too many."
     shares, sizes = _shares(clusters, values, top)
-    fig, (above, below) = plt.subplots(2, 1, figsize=(max(4.5, min(WIDTH, 1.5 + .4 * len(sizes))), 4), sharex=True, height_ratios=(1, 3))
+    fig, (above, below) = plt.subplots(
+        2, 1, figsize=(max(4.5, min(WIDTH, 1.5 + 0.4 * len(sizes))), 4), sharex=True, height_ratios=(1, 3)
+    )
     above.bar(np.arange(len(sizes)), sizes, color=".6", width=.85); above.set_ylabel("images")
-    draw_shares(below, shares, readable_names(shares.columns, classes), cluster_colors(shares.shape[1])); below.set_xlabel("cluster, largest first")
-    fig.legend(*below.get_legend_handles_labels(), loc="outside right upper", reverse=True) # from top to bottom, as in the bars
+    draw_shares(below, shares, readable_names(shares.columns, classes), cluster_colors(shares.shape[1]))
+    below.set_xlabel("cluster, largest first")
+    # from top to bottom, as in the bars
+    fig.legend(*below.get_legend_handles_labels(), loc="outside right upper", reverse=True)
     return fig

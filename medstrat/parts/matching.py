@@ -11,7 +11,9 @@ import numpy as np
 # %% ../../nbs/02_parts/08_matching.ipynb #29a1f73c
 def counts_by_class(clusters, labels, n_clusters, classes):
     "(K, C) counts n_kc: how many images of each of the sorted `classes` lie in each cluster."
-    return np.bincount(clusters * len(classes) + np.searchsorted(classes, labels), minlength=n_clusters * len(classes)).reshape(n_clusters, len(classes))
+    return np.bincount(
+        clusters * len(classes) + np.searchsorted(classes, labels), minlength=n_clusters * len(classes)
+    ).reshape(n_clusters, len(classes))
 
 # %% ../../nbs/02_parts/08_matching.ipynb #2c3015fe
 class StatisticalMapping:
@@ -31,7 +33,11 @@ class StatisticalMapping:
         clusters:np.ndarray, # (M,) clusters of new images
     ) -> np.ndarray: # (M,) predicted labels
         "The label of each image's cluster; ValueError for a cluster that does not exist."
-        if len(clusters) and np.max(clusters) >= len(self.cluster_labels_): raise ValueError(f"cluster {np.max(clusters)} does not exist: the mapping was fitted with n_clusters={len(self.cluster_labels_)}")
+        if len(clusters) and np.max(clusters) >= len(self.cluster_labels_):
+            raise ValueError(
+                f"cluster {np.max(clusters)} does not exist: the mapping was fitted with"
+                f" n_clusters={len(self.cluster_labels_)}"
+            )
         return self.cluster_labels_[clusters]
 
 # %% ../../nbs/02_parts/08_matching.ipynb #a1df691a
@@ -52,8 +58,16 @@ def one_to_one(
 def _two(a, b):
     "Two clusterings as int64 codes (N,); ValueError where they are not whole numbers ≥ 0 of one length."
     a, b = np.asarray(a), np.asarray(b)
-    if a.ndim != 1 or a.shape != b.shape or not len(a): raise ValueError(f"the clusterings have shapes {a.shape} and {b.shape}; both need one cluster for each of the same images: (N,)")
-    if a.dtype.kind not in "iu" or b.dtype.kind not in "iu" or min(a.min(), b.min()) < 0: raise ValueError(f"clusterings of {a.dtype} and {b.dtype}; whole numbers from 0 are needed (make codes with pandas.factorize)")
+    if a.ndim != 1 or a.shape != b.shape or not len(a):
+        raise ValueError(
+            f"the clusterings have shapes {a.shape} and {b.shape}; both need one cluster for each of the same images:"
+            " (N,)"
+        )
+    if a.dtype.kind not in "iu" or b.dtype.kind not in "iu" or min(a.min(), b.min()) < 0:
+        raise ValueError(
+            f"clusterings of {a.dtype} and {b.dtype}; whole numbers from 0 are needed (make codes with"
+            " pandas.factorize)"
+        )
     return a.astype(np.int64), b.astype(np.int64)
 
 # %% ../../nbs/02_parts/08_matching.ipynb #5a81ecc6
@@ -83,4 +97,8 @@ def agreement(
     x, y = (np.repeat(np.arange(len(s)), s) for s in sizes)
     rng = np.random.default_rng(random_state)
     chance = [np.mean(x == one_to_one(rng.permutation(y), x)) for _ in range(n_permutations)]
-    return dict(agreement=float(np.mean(a == one_to_one(b, a))), by_chance=float(np.mean(chance)), ari=float(adjusted_rand_score(a, b)))
+    return dict(
+        agreement=float(np.mean(a == one_to_one(b, a))),
+        by_chance=float(np.mean(chance)),
+        ari=float(adjusted_rand_score(a, b)),
+    )

@@ -123,7 +123,11 @@ def first_mixture(
     check_distinct(Z, k)
     centre, scale = Z.mean(0, dtype=np.float64), float(Z.std(dtype=np.float64)) or 1.0
     found = fit_mixture((Z - centre) / scale, k, covariance, n_init, seed)
-    variances = found.covariances_ if covariance == "diag" else np.stack([c.diagonal() for c in found.covariances_])
+    variances = (
+        found.covariances_
+        if covariance == "diag"
+        else np.stack([c.diagonal() for c in found.covariances_])
+    )
     return found.weights_, found.means_ * scale + centre, variances * scale**2
 
 # %% ../../nbs/02_parts/03_mixture.ipynb #7404e0a4

@@ -28,7 +28,8 @@ def similarity(
         z, Q = z.float(), Q.float()
         if kind == "cosine": return F.normalize(z, dim=1) @ F.normalize(Q, dim=1).T
         if kind == "dot": return z @ Q.T
-        if kind == "euclidean": return -torch.cdist(z, Q, compute_mode="donot_use_mm_for_euclid_dist").square()
+        if kind == "euclidean":
+            return -torch.cdist(z, Q, compute_mode="donot_use_mm_for_euclid_dist").square()
     raise ValueError(f"similarity={kind!r} is unknown; choose 'cosine', 'dot' or 'euclidean'.")
 
 # %% ../../nbs/02_parts/02_prototypes.ipynb #e7966b5d
@@ -49,9 +50,12 @@ def temperature(
 ) -> float:
     "The temperature τ at a moment of the training."
     if schedule == "linear": return linear(start, end, progress, until=0.5)
-    if schedule == "warm": return warm if progress < 0.25 else linear(start, end, progress - 0.25, until=0.25)
+    if schedule == "warm":
+        return warm if progress < 0.25 else linear(start, end, progress - 0.25, until=0.25)
     if schedule == "constant": return end
-    raise ValueError(f"tau_schedule={schedule!r} is unknown; choose 'linear', 'warm' or 'constant'.")
+    raise ValueError(
+        f"tau_schedule={schedule!r} is unknown; choose 'linear', 'warm' or 'constant'."
+    )
 
 # %% ../../nbs/02_parts/02_prototypes.ipynb #54558562
 def draw_labels(
@@ -91,7 +95,9 @@ def orthogonality(
 ) -> torch.Tensor:    # scalar in [0,1]
     "Mean squared cosine between the soft centroids of different clusters."
     with torch.autocast(z.device.type, enabled=False):
-        m = F.normalize((c.float().T @ z.float()) / c.float().sum(0).clamp(min=1e-6).unsqueeze(1), dim=1)
+        m = F.normalize(
+            (c.float().T @ z.float()) / c.float().sum(0).clamp(min=1e-6).unsqueeze(1), dim=1
+        )
         cosines = m @ m.T
     off = ~torch.eye(len(m), dtype=torch.bool, device=m.device)
     return cosines[off].square().mean() if len(m) > 1 else cosines.sum() * 0
@@ -107,7 +113,8 @@ class PrototypeBank(nn.Module):
         self.register_buffer("tau", torch.tensor(1.0))
 
     @property
-    def centres(self): return self.Q
+    def centres(self):
+        return self.Q
 
     def responsibilities(self, z):  # (B,d) → (B,K)
         c = soft_assign(z, self.Q, float(self.tau), self.kind)
@@ -158,10 +165,20 @@ def draw_of_cluster(
         sim = similarity(z, bank.Q, bank.kind)
         mine = sim.argmax(1) == cluster
         if mine.any(): best = max(best, float(sim[mine, cluster].max()))
-        kept += [z[mine & (sim[:, cluster] >= (-np.inf if min_similarity is None else min_similarity))].cpu().numpy()]
+        kept += [
+            z[mine & (sim[:, cluster] >= (-np.inf if min_similarity is None else min_similarity))]
+            .cpu()
+            .numpy()
+        ]
         if sum(map(len, kept)) >= n: return np.concatenate(kept)[:n]
-    got = f"only {sum(map(len, kept))} of {200 * 4096} draws from the prior fell into cluster {cluster}{wanted}"
-    raise ValueError(f"{got}{f' (the largest was {best:.3g}). Lower min_similarity, or choose' if wanted else '. Choose'} a larger cluster.")
+    got = (
+        f"only {sum(map(len, kept))} of {200 * 4096} draws from the prior fell into cluster"
+        f" {cluster}{wanted}"
+    )
+    raise ValueError(
+        f"{got}{f' (the largest was {best:.3g}). Lower min_similarity, or choose' if wanted else '. Choose'}"
+        " a larger cluster."
+    )
 
 # %% ../../nbs/02_parts/02_prototypes.ipynb #c67824cf
 def draw_around(centres: np.ndarray, spread: np.ndarray, n: int, rng, cluster: int | None, shares) -> np.ndarray:

@@ -29,7 +29,9 @@ def learning_rate_factor(
     if schedule == "tenths": return 0.1 ** int(10 * at.progress)
     if schedule == "step": return factor ** (at.epoch // every)
     if schedule == "constant": return 1.0
-    raise ValueError(f"lr_schedule={schedule!r} is unknown; choose 'constant', 'cosine', 'step' or 'tenths'.")
+    raise ValueError(
+        f"lr_schedule={schedule!r} is unknown; choose 'constant', 'cosine', 'step' or 'tenths'."
+    )
 
 # %% ../../nbs/02_parts/00_schedules.ipynb #24279978
 def warmup_cosine(
@@ -40,7 +42,9 @@ def warmup_cosine(
 ) -> float:
     "A straight rise, then half a cosine. Source: contrastive autoencoder, §2."
     if epoch < rise or rise >= epochs: return linear(start, peak, epoch / rise)
-    return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * min((epoch - rise) / (epochs - rise), 1.0)))
+    return end + (peak - end) * 0.5 * (
+        1 + math.cos(math.pi * min((epoch - rise) / (epochs - rise), 1.0))
+    )
 
 # %% ../../nbs/02_parts/00_schedules.ipynb #0e71582b
 def adam(parameters, lr: float) -> torch.optim.Optimizer:

@@ -18,7 +18,12 @@ def log_student_t(
     alpha: float = 1.0,   # degrees of freedom
 ) -> torch.Tensor:        # (B,K) float32, log q; rows of q sum to 1
     "Log-probabilities of the clusters. Source: DEC Eq. 1; DVC Eq. 7."
-    longest = torch.stack([z.detach().abs().amax(), m.detach().abs().amax()]).float().clamp(min=1, max=1e38).amax()
+    longest = (
+        torch.stack([z.detach().abs().amax(), m.detach().abs().amax()])
+        .float()
+        .clamp(min=1, max=1e38)
+        .amax()
+    )
     s = longest.log2().floor().exp2()      # 1 ≤ s ≤ 2¹²⁶
     z, m = z.float() / s, m.float() / s
     with torch.autocast(z.device.type, enabled=False):
@@ -36,7 +41,9 @@ def cluster_weights(
     u, smallest = q.sum(0), torch.finfo(q.dtype).tiny
     if kind == "dec": return u
     if kind != "dvc": raise ValueError(f"target={kind!r} is unknown; choose 'dec' or 'dvc'.")
-    return u + len(q) ** 0.5 * u.clamp(min=smallest).rsqrt() * ((1 - q) ** gamma * -q.clamp(min=smallest).log()).sum(0)
+    return u + len(q) ** 0.5 * u.clamp(min=smallest).rsqrt() * (
+        (1 - q) ** gamma * -q.clamp(min=smallest).log()
+    ).sum(0)
 
 # %% ../../nbs/02_parts/04_student.ipynb #1438cb12
 def sharpen(q: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -65,18 +72,26 @@ class StudentBank(nn.Module):
 
     def draw(self, n, rng, cluster, shares):
         "Embeddings around the centres, by the spread of the training images."
-        return draw_around(*(t.detach().cpu().numpy() for t in (self.Q, self.spread)), n, rng, cluster, shares)
+        return draw_around(
+            *(t.detach().cpu().numpy() for t in (self.Q, self.spread)), n, rng, cluster, shares
+        )
 
 # %% ../../nbs/02_parts/04_student.ipynb #c42d8e32
 class Target:
     "The target distribution of all training images, and when to stop."
-    def __init__(self): self.P = self.w = self.labels = None; self.changed, self.finished = 1.0, False
+    def __init__(self):
+        self.P = self.w = self.labels = None
+        self.changed, self.finished = 1.0, False
 
     def renew(self, q: torch.Tensor, kind: str, gamma: float, tol: float) -> bool:
         "From probabilities q (N,K) of all images; True: fewer than a share `tol` of the labels have changed."
         labels, self.w = q.argmax(1), cluster_weights(q, kind, gamma)
         self.P = sharpen(q, self.w)
-        self.changed = 1.0 if self.labels is None else (labels != self.labels.to(labels.device)).float().mean().item()
+        self.changed = (
+            1.0
+            if self.labels is None
+            else (labels != self.labels.to(labels.device)).float().mean().item()
+        )
         self.finished, self.labels = self.changed < tol, labels
         return self.finished
 

@@ -49,9 +49,14 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, CommonPar
         with isolated():
             fit = settle(self, X, y, condition, validation, resume)
             images = fit.images
-            self.settings_, self.module_, self.image_shape_, self.random_state_ = fit.s, fit.net, fit.net.shape, fit.seed
+            self.settings_, self.module_, self.image_shape_, self.random_state_ = (
+                fit.s,
+                fit.net,
+                fit.net.shape,
+                fit.seed,
+            )
             self.provenance_, self.covariates_ = fit.provenance, fit.covariates
-            try: fit.follow(fit.net.recipe(), resume)
+            try:fit.follow(fit.net.recipe(), resume)
             finally: self._take_over(fit)
             self._finish(images, fit)
             self.module_.eval()
@@ -77,7 +82,9 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, CommonPar
     def predict_proba(self, X) -> np.ndarray:  # (N,K) float32, rows sum to 1
         "How much each image belongs to each cluster, or class."
         images = self._checked(X)
-        return stack(over_images(self.module_, images, lambda x: self.module_.encode(x)[1], self._engine()))
+        return stack(
+            over_images(self.module_, images, lambda x: self.module_.encode(x)[1], self._engine())
+        )
 
     def save(self, path):  # the file to write, e.g. "model.safetensors"
         "Write the fitted estimator to one file."
@@ -94,16 +101,26 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, CommonPar
 
     def _check_can(self, word: str | None = None, what: str = ""):
         check_is_fitted(self, "module_")
-        if word and getattr(self.method, word) is getattr(Network, word): raise AttributeError(f"{self.name} cannot {what}.")
+        if word and getattr(self.method, word) is getattr(Network, word):
+            raise AttributeError(f"{self.name} cannot {what}.")
 
     def _rows(self, condition, n: int, X=None) -> np.ndarray | None:
         "The condition as the decoder takes it, (n,m); from the table of the images X where there are any. None: the method learned without."
         if self.covariates_ is not None: return rows_for(self.covariates_, condition, n, X)
-        if condition is not None: raise ValueError(f"this {self.name} learned without a condition. Leave out condition=….")
+        if condition is not None:
+            raise ValueError(
+                f"this {self.name} learned without a condition. Leave out condition=…."
+            )
 
     def _check_cluster(self, k):
-        if isinstance(k, (bool, np.bool_)) or not isinstance(k, (int, np.integer)) or not 0 <= k < self.n_clusters_:
-            raise ValueError(f"cluster={k!r} does not exist; there are clusters 0…{self.n_clusters_ - 1}.")
+        if (
+            isinstance(k, (bool, np.bool_))
+            or not isinstance(k, (int, np.integer))
+            or not 0 <= k < self.n_clusters_
+        ):
+            raise ValueError(
+                f"cluster={k!r} does not exist; there are clusters 0…{self.n_clusters_ - 1}."
+            )
 
     def _engine(self) -> Engine: return Engine.of(self.settings_, self)
     @property
@@ -112,7 +129,8 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, CommonPar
         return self.method.decode is not Network.decode
 
     @property
-    def _n_features_out(self) -> int: return self.module_.dim
+    def _n_features_out(self) -> int:
+        return self.module_.dim
 
 # %% ../../nbs/03_training/14_estimator.ipynb #fb0ec68c
 @dataclass(kw_only=True, repr=False, eq=False)
@@ -120,7 +138,15 @@ class DeepClusterer(ClusterMixin, DeepEstimator):
     "Base class of the methods that find clusters: a scikit-learn clusterer and transformer over images."
     n_clusters: Count | None = param("K, the number of clusters", "clustering")
 
-    presets = dict(ours={"*": dict(n_clusters=Value(10, "a round number; choose it for your data, or by a criterion without labels"))})
+    presets = dict(
+        ours={
+            "*": dict(
+                n_clusters=Value(
+                    10, "a round number; choose it for your data, or by a criterion without labels"
+                )
+            )
+        }
+    )
 
     def predict(self, X) -> np.ndarray:  # (N,) cluster numbers, 0…K-1
         "The most probable cluster of each image."
@@ -136,8 +162,13 @@ class DeepClusterer(ClusterMixin, DeepEstimator):
         self._check_can("decode", "generate images: it has no decoder")
         Z, d = np.asarray(Z, dtype=np.float32), self.module_.dim
         if Z.ndim != 2 or not len(Z) or Z.shape[1] != d:
-            raise ValueError(f"embeddings of shape (N, {d}) are needed, as `transform` gives them; got {Z.shape}.")
-        return stack(in_batches(self.module_, Z, self._decode, self._engine(), self._rows(condition, len(Z)))).transpose(0, 2, 3, 1)
+            raise ValueError(
+                f"embeddings of shape (N, {d}) are needed, as `transform` gives them; got"
+                f" {Z.shape}."
+            )
+        return stack(
+            in_batches(self.module_, Z, self._decode, self._engine(), self._rows(condition, len(Z)))
+        ).transpose(0, 2, 3, 1)
 
     def reconstruct(
         self,
@@ -146,8 +177,14 @@ class DeepClusterer(ClusterMixin, DeepEstimator):
     ) -> np.ndarray:  # (N,H,W,C) float32 in [0,1]
         "Encode and decode images."
         self._check_can("decode", "generate images: it has no decoder")
-        images, both = self._checked(X), lambda x, *rows: self._decode(self.module_.encode(x)[0], *rows)
-        return stack(over_images(self.module_, images, both, self._engine(), self._rows(condition, len(images), X))).transpose(0, 2, 3, 1)
+        images, both = self._checked(X), lambda x, *rows: self._decode(
+            self.module_.encode(x)[0], *rows
+        )
+        return stack(
+            over_images(
+                self.module_, images, both, self._engine(), self._rows(condition, len(images), X)
+            )
+        ).transpose(0, 2, 3, 1)
 
     def sample(
         self,
@@ -175,6 +212,7 @@ class DeepClusterer(ClusterMixin, DeepEstimator):
         "The decoded centres: (K,H,W,C) float32 in [0,1]; `condition` as for `inverse_transform`."
         return self.inverse_transform(self.cluster_centers_, condition)
 
-    def _take_labels(self, y, X, n, validation): return None, None, None   # clusters are found without labels
+    # clusters are found without labels
+    def _take_labels(self, y, X, n, validation): return None, None, None
     def _finish(self, images, fit): self.labels_ = assign(self.module_, images, fit.engine)
     def _decode(self, z, covariates=None): return self.module_.decode(z, Told(covariates))

@@ -33,32 +33,58 @@ from .seeds import seed32
 @dataclass(kw_only=True, repr=False, eq=False)
 class CommonParameters:
     "What every method has."
-    preset: Literal["paper", "released", "best"] = param("where parameters left at None come from", "origin", "best")
-    image_size: Count | None = param("images are resized to this side (pixels) once; None: as they are", "data")
-    epochs: Epochs | None = param("passes through the training images, of the main phase", "training")
+    preset: Literal["paper", "released", "best"] = param(
+        "where parameters left at None come from", "origin", "best"
+    )
+    image_size: Count | None = param(
+        "images are resized to this side (pixels) once; None: as they are", "data"
+    )
+    epochs: Epochs | None = param(
+        "passes through the training images, of the main phase", "training"
+    )
     batch_size: Count | None = param("images a step", "engine")
     lr: Positive | None = param("learning rate", "training")
-    lr_schedule: Literal["constant", "cosine", "step", "tenths"] | None = param("its course over a phase", "training")
+    lr_schedule: Literal["constant", "cosine", "step", "tenths"] | None = param(
+        "its course over a phase", "training"
+    )
     lr_drop: Share | None = param("step: what each drop multiplies the rate by", "training")
     lr_drop_every: Count | None = param("step: epochs between two drops", "training")
-    patience: Count | None = param("with validation images: epochs without improvement before stopping", "engine")
-    random_state: Any = param("an int makes the run repeatable; None draws one and keeps it as random_state_", "seed")
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = param("where to compute", "machine", "auto")
+    patience: Count | None = param(
+        "with validation images: epochs without improvement before stopping", "engine"
+    )
+    random_state: Any = param(
+        "an int makes the run repeatable; None draws one and keeps it as random_state_", "seed"
+    )
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = param(
+        "where to compute", "machine", "auto"
+    )
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = param(
         '"auto": bfloat16 where the processor multiplies it fast, else "32-true"', "engine", "auto")
     channels_last: bool = param("memory layout of the convolutions", "engine", True)
-    num_workers: Epochs = param("processes that read batches; 0 is fastest for arrays in memory", "machine", 0)
-    checkpoint_dir: Any = param("folder for last.ckpt, written after each epoch; None: no checkpoints", "machine")
-    trainer_options: dict | None = param("further keywords of Lightning's Trainer (devices, strategy, logger, …)", "machine")
+    num_workers: Epochs = param(
+        "processes that read batches; 0 is fastest for arrays in memory", "machine", 0
+    )
+    checkpoint_dir: Any = param(
+        "folder for last.ckpt, written after each epoch; None: no checkpoints", "machine"
+    )
+    trainer_options: dict | None = param(
+        "further keywords of Lightning's Trainer (devices, strategy, logger, …)", "machine"
+    )
     verbose: bool = param("show a progress bar", "machine", True)
 
 # %% ../../nbs/03_training/13_fitting.ipynb #040999b9
-CommonParameters.presets = dict(ours={"*": dict(
-    epochs=Value(40, "enough for the losses to level off on the sets in this book"),
-    batch_size=Value(128, "usual for networks of this size"),
-    lr=Value(1e-3, "Adam's default"),
-    lr_schedule=Value("constant", "simplest"), lr_drop=Value(0.2, "ours"), lr_drop_every=Value(20, "ours"),
-)})
+CommonParameters.presets = dict(
+    ours={
+        "*": dict(
+            epochs=Value(40, "enough for the losses to level off on the sets in this book"),
+            batch_size=Value(128, "usual for networks of this size"),
+            lr=Value(1e-3, "Adam's default"),
+            lr_schedule=Value("constant", "simplest"),
+            lr_drop=Value(0.2, "ours"),
+            lr_drop_every=Value(20, "ours"),
+        )
+    }
+)
 
 # %% ../../nbs/03_training/13_fitting.ipynb #650741a0
 def sized(X, size: int | None) -> np.ndarray:  # (N,H,W,C)
@@ -71,8 +97,10 @@ def checked(X, size, shape: tuple, who: str) -> np.ndarray:
     "Images for networks that were built for images of `shape`; ValueError where they have another."
     images = sized(X, size)
     if images.shape[1:] != tuple(shape):
-        raise ValueError(f"{who} was fitted on images of shape (H,W,C) = {tuple(shape)}, but got {images.shape[1:]}. "
-                         "Give images of that shape, or fit with image_size=… so that every image is resized to one size.")
+        raise ValueError(
+            f"{who} was fitted on images of shape (H,W,C) = {tuple(shape)}, but got {images.shape[1:]}. "
+            "Give images of that shape, or fit with image_size=… so that every image is resized to one size."
+        )
     return images
 
 # %% ../../nbs/03_training/13_fitting.ipynb #b2484385
@@ -96,7 +124,9 @@ def settle_seed(s: Settings, resume) -> int:
     given = s.random_state
     if given is None and resume is not None: given = read_checkpoint(resume)["medstrat"]["seed"]
     if given is None and (s.trainer_options or {}).get("devices", 1) != 1:
-        raise ValueError("training on several devices needs a random_state, so that all processes draw the same order of images.")
+        raise ValueError(
+            "training on several devices needs a random_state, so that all processes draw the same order of images."
+        )
     return whole_seed(given)
 
 # %% ../../nbs/03_training/13_fitting.ipynb #856e4e47
@@ -122,44 +152,87 @@ def take_condition(
 # %% ../../nbs/03_training/13_fitting.ipynb #45e8924f
 def fingerprint(estimator, net, s: Settings, data: ImageBatches) -> dict:
     "What determines a training: method, settings, seed, and the images (a checksum of 64 of them)."
-    images, codes = data.images, {k: zlib.crc32(np.ascontiguousarray(v)) for k, v in data.beside.items()}
+    images, codes = data.images, {
+        k: zlib.crc32(np.ascontiguousarray(v)) for k, v in data.beside.items()
+    }
     some = images[np.linspace(0, len(images) - 1, min(64, len(images))).astype(int)]
-    values = {k: getattr(s, k) for k in vars(s) if k not in parameters(type(estimator), "machine", "seed", "module")}
-    return dict(method=estimator.name, n=len(images), shape=list(images.shape[1:]), images=zlib.crc32(some.tobytes()),
-                condition=codes.get("covariates"), labels=codes.get("labels"), seed=s.random_state,
-                settings=json.dumps(values, default=str), **net.origin())
+    values = {
+        k: getattr(s, k)
+        for k in vars(s)
+        if k not in parameters(type(estimator), "machine", "seed", "module")
+    }
+    return dict(
+        method=estimator.name,
+        n=len(images),
+        shape=list(images.shape[1:]),
+        images=zlib.crc32(some.tobytes()),
+        condition=codes.get("covariates"),
+        labels=codes.get("labels"),
+        seed=s.random_state,
+        settings=json.dumps(values, default=str),
+        **net.origin()
+    )
 
 # %% ../../nbs/03_training/13_fitting.ipynb #25f0573a
 class Fit:
     "One fit, while it runs: its data and network, and what its steps find out. Steps and hooks are given it."
     def __init__(self, estimator, net, s, provenance, data, validation, covariates=None, classes=None):
-        self.estimator, self.net, self.s, self.seed, self.provenance = type(estimator), net, s, s.random_state, provenance
-        self.data, self.validation, self.covariates, self.classes = data, validation, covariates, classes
-        self.engine, self.rows = Engine.of(s), []      # how networks are evaluated; the history so far
-        self.found: dict = {}                          # what steps found out beside the weights, as JSON has it
+        self.estimator, self.net, self.s, self.seed, self.provenance = (
+            type(estimator),
+            net,
+            s,
+            s.random_state,
+            provenance,
+        )
+        self.data, self.validation, self.covariates, self.classes = (
+            data,
+            validation,
+            covariates,
+            classes,
+        )
+        # how networks are evaluated; the history so far
+        self.engine, self.rows = Engine.of(s), []
+        # what steps found out beside the weights, as JSON has it
+        self.found: dict = {}
         self.interrupted, self.checkpoint, self.trouble = False, None, None
         self.fingerprint = fingerprint(estimator, net, s, data)
 
     @property
-    def images(self) -> np.ndarray: return self.data.images
-    def embed(self, images=None) -> np.ndarray: return embed(self.net, self.images if images is None else images, self.engine)
+    def images(self) -> np.ndarray:
+        return self.data.images
+
+    def embed(self, images=None) -> np.ndarray:
+        return embed(self.net, self.images if images is None else images, self.engine)
+
     def encode(self) -> tuple: return encode(self.net, self.images, self.engine)
     def assign(self) -> np.ndarray: return assign(self.net, self.images, self.engine)
     def responsibilities(self) -> torch.Tensor:  # (N,K), on the device
-        return torch.cat(list(over_images(self.net, self.images, lambda x: self.net.encode(x)[1], self.engine)))
+        return torch.cat(
+            list(over_images(self.net, self.images, lambda x: self.net.encode(x)[1], self.engine))
+        )
 
     def follow(self, recipe: list, resume=None):
         "Run steps and phases. On an interrupt, or a `NonFiniteLoss` (kept as `trouble`), steps still run and phases stop."
         at = None if resume is None else self.go_back(resume)
         for stage in recipe: at = self.pass_through(stage, at, resume)
-        if at is not None: raise ValueError(f"{str(resume)!r} was written in the phase {at!r}, which this training does not have. Train again.")
+        if at is not None:
+            raise ValueError(
+                f"{str(resume)!r} was written in the phase {at!r}, which this training does not"
+                " have. Train again."
+            )
 
     def pass_through(self, stage, at: str | None, resume) -> str | None:
         "One stage of a recipe; `at` is the phase that a resumed fit has yet to reach, None where it has been reached."
         if isinstance(stage, Step):
             if at is None or stage.always: stage.do(self)
         elif isinstance(stage, Block):
-            if at is None and stage.fetch(self) or at is not None and at not in [phase.name for phase in stage.phases]: return at
+            if (
+                at is None
+                and stage.fetch(self)
+                or at is not None
+                and at not in [phase.name for phase in stage.phases]
+            ):
+                return at
             for phase in stage.phases: at = self.pass_through(phase, at, resume)
             stage.keep(self)
         elif at in (None, stage.name):
@@ -171,39 +244,75 @@ class Fit:
         "Train one phase through Lightning, unless the fit was interrupted."
         from medstrat.training.loop import run_phase
         from medstrat.training.phases import NonFiniteLoss
-        s, path = self.s, None if self.s.checkpoint_dir is None else Path(self.s.checkpoint_dir) / "last.ckpt"
+        s, path = self.s, (
+            None if self.s.checkpoint_dir is None else Path(self.s.checkpoint_dir) / "last.ckpt"
+        )
         if self.interrupted or phase.epochs == 0: return
-        engine = dict(precision=self.engine.precision, channels_last=s.channels_last, accelerator=s.accelerator,
-                      num_workers=s.num_workers, verbose=s.verbose)
+        engine = dict(
+            precision=self.engine.precision,
+            channels_last=s.channels_last,
+            accelerator=s.accelerator,
+            num_workers=s.num_workers,
+            verbose=s.verbose,
+        )
         try:
-            done = run_phase(self.net, phase, self.data, self.validation, self, rows=self.rows, seed=phase.seed(self.seed),
-                             batch_size=s.batch_size, patience=s.patience, checkpoint=path, extra=lambda: self.state(phase, path),
-                             resume=resume, trainer_options=s.trainer_options, **engine)
-        except NonFiniteLoss as e: self.trouble, done = e, None
+            done = run_phase(
+                self.net,
+                phase,
+                self.data,
+                self.validation,
+                self,
+                rows=self.rows,
+                seed=phase.seed(self.seed),
+                batch_size=s.batch_size,
+                patience=s.patience,
+                checkpoint=path,
+                extra=lambda: self.state(phase, path),
+                resume=resume,
+                trainer_options=s.trainer_options,
+                **engine,
+            )
+        except NonFiniteLoss as e:
+            self.trouble, done = e, None
         self.interrupted = not done
         if done is not False: return
         epoch = sum(row["phase"] == phase.name for row in self.rows)
-        warnings.warn(f"Training was interrupted in phase {phase.name!r}, epoch {epoch}; what has been learned so far is kept."
-                      + (f" Go on with fit(…, resume={self.checkpoint!r})." if self.checkpoint else ""))
+        warnings.warn(
+            f"Training was interrupted in phase {phase.name!r}, epoch {epoch}; what has been"
+            " learned so far is kept."
+            + (f" Go on with fit(…, resume={self.checkpoint!r})." if self.checkpoint else "")
+        )
 
     def state(self, phase: Phase, path) -> dict:
         "What a checkpoint holds beside Lightning's own."
         self.checkpoint = str(path)
-        return dict(self.fingerprint, phase=phase.name, rows=json.dumps(self.rows), n_clusters=self.net.n_clusters,
-                    found=json.dumps(self.found))
+        return dict(
+            self.fingerprint,
+            phase=phase.name,
+            rows=json.dumps(self.rows),
+            n_clusters=self.net.n_clusters,
+            found=json.dumps(self.found),
+        )
 
     def go_back(self, path) -> str:
         "Load networks and history from a checkpoint; returns the name of the phase to go on with."
         saved = (state := read_checkpoint(path))["medstrat"]
         if "found" not in saved:
-            raise ValueError(f"{str(path)!r} was written by an earlier version of medstrat. Go on with that version, or train again.")
+            raise ValueError(
+                f"{str(path)!r} was written by an earlier version of medstrat. Go on with that"
+                " version, or train again."
+            )
         differing = what_differs(saved, self.fingerprint)
         if differing:
             raise ValueError(f"{str(path)!r} belongs to another training: {'; '.join(differing)}. "
                              "Resume with the same parameters, random_state and images.")
         if saved["n_clusters"] != self.net.n_clusters: self.net.set_n_clusters(saved["n_clusters"])
-        try: self.net.load_state_dict({k.removeprefix("net."): v for k, v in state["state_dict"].items()})
-        except RuntimeError as e: raise ValueError(f"the weights in {str(path)!r} do not fit the networks: {e}") from None
+        try:
+            self.net.load_state_dict(
+                {k.removeprefix("net."): v for k, v in state["state_dict"].items()}
+            )
+        except RuntimeError as e:
+            raise ValueError(f"the weights in {str(path)!r} do not fit the networks: {e}") from None
         self.rows[:], self.found = json.loads(saved["rows"]), json.loads(saved["found"])
         return saved["phase"]
 
@@ -212,28 +321,44 @@ def check_folders(s: Settings):
     "Can checkpoints and caches be written where they are to be?"
     if s.checkpoint_dir is not None: usable_folder(s.checkpoint_dir, "checkpoint_dir")
     cache = getattr(s, "cache_dir", None)
-    if cache is not None and not Path(cache).is_dir(): usable_folder(cache, "cache_dir")   # one that may only be read is fine
+    # one that may only be read is fine
+    if cache is not None and not Path(cache).is_dir(): usable_folder(cache, "cache_dir")
 
 # %% ../../nbs/03_training/13_fitting.ipynb #f4b80ed8
 def settle(estimator, X, y=None, condition=None, validation=None, resume=None):
     "Check everything and build the network: the `Fit` that is about to run. Nothing has been learned yet."
     s, provenance = resolve(estimator, dataset=set_name(X))
     images, method = as_images(X), estimator.method
-    covariates, codes, validation_codes = take_condition(estimator, condition, s, X, len(images), validation)
+    covariates, codes, validation_codes = take_condition(
+        estimator, condition, s, X, len(images), validation
+    )
     if covariates is not None: s = s.but(condition=tuple(covariates.names))
     classes, labels, validation_labels = estimator._take_labels(y, X, len(images), validation)
     method.check(s)
     size, why = method.working_size(s, images.shape[1:])
     if why: provenance["image_size"] = why
     s, images = s.but(image_size=size), sized(images, size)
-    if validation is not None: validation = checked(validation, size, images.shape[1:], type(estimator).__name__)
+    if validation is not None:
+        validation = checked(validation, size, images.shape[1:], type(estimator).__name__)
     method.check_images(s, images, validation)
-    if s.patience and validation is None: raise ValueError(f"patience={s.patience} needs validation images: fit(X, validation=…).")
+    if s.patience and validation is None:
+        raise ValueError(f"patience={s.patience} needs validation images: fit(X, validation=…).")
     s = s.but(random_state=settle_seed(s, resume))
     check_folders(s)
     data = ImageBatches(images, covariates=codes, labels=labels)
-    held = None if validation is None else ImageBatches(validation, covariates=validation_codes, labels=validation_labels)
-    k = len(classes) if classes is not None else s.n_clusters if isinstance(s.n_clusters, int) else 1   # "elbow": chosen later
-    net = build(estimator.method, s, images.shape[1:], k, 0 if covariates is None else covariates.width)
+    held = (
+        None
+        if validation is None
+        else ImageBatches(validation, covariates=validation_codes, labels=validation_labels)
+    )
+    # "elbow": chosen later
+    k = (
+        len(classes)
+        if classes is not None
+        else s.n_clusters if isinstance(s.n_clusters, int) else 1
+    )
+    net = build(
+        estimator.method, s, images.shape[1:], k, 0 if covariates is None else covariates.width
+    )
     net.start()
     return Fit(estimator, net, s, provenance, data, held, covariates, classes)

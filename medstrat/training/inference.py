@@ -47,11 +47,18 @@ def in_batches(
 ):
     "Yield `fn` of one portion of an array after the other, in evaluation mode, without gradients."
     net.to(engine.device).eval()
-    step = max(engine.batch_size, 2**18 // int(np.prod(net.shape)))   # small images in larger portions
+    # small images in larger portions
+    step = max(engine.batch_size, 2**18 // int(np.prod(net.shape)))
     # whatever the caller has around it
-    with torch.inference_mode(), torch.autocast(engine.device.type, torch.bfloat16, enabled=engine.half):
+    with torch.inference_mode(), torch.autocast(
+        engine.device.type, torch.bfloat16, enabled=engine.half
+    ):
         for i in range(0, len(items), step):
-            rows = [torch.from_numpy(np.array(part[i:i + step])).to(engine.device) for part in (items, beside) if part is not None]
+            rows = [
+                torch.from_numpy(np.array(part[i : i + step])).to(engine.device)
+                for part in (items, beside)
+                if part is not None
+            ]
             yield fn(*rows)
 
 # %% ../../nbs/03_training/11_inference.ipynb #ddaa56b2

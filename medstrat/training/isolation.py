@@ -34,10 +34,12 @@ def isolated():
         stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
         torch.set_default_dtype(torch.float32)
         torch.set_float32_matmul_precision("highest")
-        for context in (torch.inference_mode(False), torch.enable_grad()): stack.enter_context(context)
+        for context in (torch.inference_mode(False), torch.enable_grad()):
+            stack.enter_context(context)
         if torch.get_default_device().type != "cpu": stack.enter_context(torch.device("cpu"))
         for kind in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(kind): stack.enter_context(torch.autocast(kind, enabled=False))
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
         yield
 

@@ -32,19 +32,28 @@ class PhaseModule(pl.LightningModule):
         super().__init__()
         self.net, self.phase, self.seed, self.steps = net, phase, seed, max(steps, 1)
         self.channels_last, self.fit = channels_last, fit
-        self.frozen, self.flags = phase.frozen(net), [(p, p.requires_grad) for p in net.parameters()]
+        self.frozen, self.flags = phase.frozen(net), [
+            (p, p.requires_grad) for p in net.parameters()
+        ]
         self.step, self.interrupted = 0, False
 
     def moment(self):
         done = self.step / self.steps
-        return Moment(self.current_epoch, self.step, done, self.phase.epochs, self.steps, self.phase.memory)
+        return Moment(
+            self.current_epoch, self.step, done, self.phase.epochs, self.steps, self.phase.memory
+        )
 
     def configure_optimizers(self):
-        for m in self.frozen: m.requires_grad_(False)    # put back by `run_phase`; what a user has frozen stays so
-        optimizer = self.phase.optimizer([p for p in self.net.parameters() if p.requires_grad], lr=self.phase.lr)
+        # put back by `run_phase`; what a user has frozen stays so
+        for m in self.frozen: m.requires_grad_(False)
+        optimizer = self.phase.optimizer(
+            [p for p in self.net.parameters() if p.requires_grad], lr=self.phase.lr
+        )
         epochs, steps = self.phase.epochs, self.steps
         at = lambda n: Moment(n * epochs // steps, n, n / steps, epochs, steps)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: self.phase.lr_factor(at(n)))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda n: self.phase.lr_factor(at(n))
+        )
         return dict(optimizer=optimizer, lr_scheduler=dict(scheduler=schedule, interval="step"))
 
     def learn(self):
@@ -69,7 +78,8 @@ class PhaseModule(pl.LightningModule):
         check_finite(self.outputs, f"{self.phase.name} (validation)", self.current_epoch, self.step)
 
     def on_train_start(self):   # a phase that had converged does not go on when it is resumed
-        if self.phase.memory is not None and self.phase.memory.finished: self.trainer.should_stop = True
+        if self.phase.memory is not None and self.phase.memory.finished:
+            self.trainer.should_stop = True
 
     def on_train_epoch_start(self):
         torch.manual_seed(mix_seed(self.seed, self.current_epoch, 1 + self.global_rank))
@@ -78,7 +88,8 @@ class PhaseModule(pl.LightningModule):
     def on_train_batch_end(self, outputs, batch, i):
         self.step += 1
         if self.phase.after_step is None: return
-        with torch.no_grad(): converged = self.phase.after_step(self.fit, self.outputs, self.moment())
+        with torch.no_grad():
+            converged = self.phase.after_step(self.fit, self.outputs, self.moment())
         if converged: self.trainer.should_stop = True
         self.learn()
 
@@ -89,7 +100,9 @@ def check_last_step(module, epoch: int):
     module.eval()
     outputs = module.loss(module.batch)
     check_finite(outputs, module.phase.name, epoch, module.step)
-    bad = [k for k, v in outputs.items() if isinstance(v, torch.Tensor) and not torch.isfinite(v).all()]
+    bad = [
+        k for k, v in outputs.items() if isinstance(v, torch.Tensor) and not torch.isfinite(v).all()
+    ]
     where = f"at the end of epoch {epoch + 1} in phase {module.phase.name!r}"
     if bad: raise NonFiniteLoss(f"{bad[0]!r} became NaN or infinite {where}. {ADVICE}")
     module.learn()
@@ -232,13 +245,18 @@ def run_phase(
     module = PhaseModule(net, phase, seed, phase.epochs * len(loader.batch_sampler), channels_last, fit)
     def stop(): module.interrupted = trainer.should_stop = True
     with orderly_signals(stop), quiet_lightning(), torch.random.fork_rng(devices=_cuda_devices()):
-        try: trainer.fit(module, *loaders, ckpt_path=resume, weights_only=True if resume else None)
+        try:
+            trainer.fit(module, *loaders, ckpt_path=resume, weights_only=True if resume else None)
         except NonFiniteLoss:
             net.load_state_dict(keeper.good)
             raise
-        except SystemExit:   # Lightning's, of a second Ctrl-C; and of SIGTERM, which `orderly_signals` sends again
-            if not trainer.received_sigterm: raise KeyboardInterrupt from None
+        except (
+            SystemExit
+        ):  # Lightning's, of a second Ctrl-C; and of SIGTERM, which `orderly_signals` sends again
+            if not trainer.received_sigterm:
+                raise KeyboardInterrupt from None
         finally:
-            for p, flag in module.flags: p.requires_grad_(flag)
+            for p, flag in module.flags:
+                p.requires_grad_(flag)
     if keeper.best is not None: net.load_state_dict(keeper.best)
     return not module.interrupted

@@ -25,8 +25,10 @@ class Told(NamedTuple):
 @dataclass(frozen=True)
 class Batch:
     "What a loss sees of some images."
-    x: torch.Tensor                     # (B,C,H,W) in [0,1]; or (B,F), where a step has put features for them
-    index: torch.Tensor | None = None   # (B,) places among the training images; None: not of the training
+    # (B,C,H,W) in [0,1]; or (B,F), where a step has put features for them
+    x: torch.Tensor
+    # (B,) places among the training images; None: not of the training
+    index: torch.Tensor | None = None
     told: Told = Told()
     labels: torch.Tensor | None = None  # (B,) codes of the classes; clusterers have none
 
@@ -86,7 +88,9 @@ class Network(nn.Module):
 
     def set_n_clusters(self, k: int):
         "Make the layers that depend on K anew, where it is chosen in the middle of a training."
-        self.n_clusters, self.bank = k, self.make_bank(k).to(next(iter(self.state_dict().values())).device)
+        self.n_clusters, self.bank = k, self.make_bank(k).to(
+            next(iter(self.state_dict().values())).device
+        )
 
     @classmethod
     def check(cls, s: Settings):
@@ -95,14 +99,17 @@ class Network(nn.Module):
     @classmethod
     def check_images(cls, s: Settings, images: np.ndarray, validation=None):
         "Refuse images that cannot be learned from. ValueError."
-        if len(images) < 2: raise ValueError(f"got {len(images)} image; clustering needs at least 2.")
+        if len(images) < 2:
+            raise ValueError(f"got {len(images)} image; clustering needs at least 2.")
         k = s.n_clusters
         if isinstance(k, int) and k > len(images):
             raise ValueError(f"n_clusters={k} is more than the {len(images)} images given. "
                              f"Choose n_clusters ≤ {len(images)}.")
         if k == "elbow" and len(images) < 20:
-            raise ValueError(f"n_clusters='elbow' needs at least 20 images to see a knee, got {len(images)}. "
-                             "Give a number.")
+            raise ValueError(
+                f"n_clusters='elbow' needs at least 20 images to see a knee, got {len(images)}. "
+                "Give a number."
+            )
 
     @classmethod
     def working_size(cls, s: Settings, shape: tuple) -> tuple:

@@ -18,7 +18,8 @@ from ..data.names import match_name
 # %% ../../nbs/03_training/00_parameters.ipynb #9a02a1cd
 Count = Annotated[int, Field(ge=1)]       # 1, 2, 3, …
 Epochs = Annotated[int, Field(ge=0)]      # 0, 1, 2, …
-Counts = Annotated[tuple[Count, ...], Field(min_length=1)]   # channels of the blocks, widths of the layers
+# channels of the blocks, widths of the layers
+Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -67,7 +68,9 @@ def param(
     default: Any = None, # None: the preset says
 ):
     "Declare a parameter of an estimator, once: everything else that is said of it is derived from here."
-    return field(default=default, metadata=dict(text=text, role=match_name(role, list(ROLES), "role")))
+    return field(
+        default=default, metadata=dict(text=text, role=match_name(role, list(ROLES), "role"))
+    )
 
 # %% ../../nbs/03_training/00_parameters.ipynb #b3ad5ef4
 def parameters(
@@ -76,19 +79,27 @@ def parameters(
 ) -> tuple:      # names, in the order of their declaration
     "The names of the parameters with these roles; TypeError for a field that was not declared by `param`."
     roles = [match_name(role, list(ROLES), "role") for role in roles]
-    if other := [f.name for f in fields(cls) if "role" not in f.metadata]: raise TypeError(f"{cls.__name__}.{other[0]} must be declared by param(text, role).")
+    if other := [f.name for f in fields(cls) if "role" not in f.metadata]:
+        raise TypeError(f"{cls.__name__}.{other[0]} must be declared by param(text, role).")
     return tuple(f.name for f in fields(cls) if not roles or f.metadata["role"] in roles)
 
 # %% ../../nbs/03_training/00_parameters.ipynb #849a9fc0
-RENAMED = dict(condition_on="compare")   # parameters that have another name in models and records of earlier versions
+# parameters that have another name in models and records of earlier versions
+RENAMED = dict(condition_on="compare")
 
 # %% ../../nbs/03_training/00_parameters.ipynb #e6353888
 class Settings:
     "The parameters of one fit, settled: every value is checked, and none can be changed."
     def __init__(self, **values): vars(self).update(values)
-    def __setattr__(self, name, value): raise AttributeError(
-        f"{name}={value!r}: the settings of a fit do not change. Give the parameter to the estimator, before fit.")
-    def __getattr__(self, name: str) -> Any: raise AttributeError(f"the settings have no parameter {name!r}.")
+    def __setattr__(self, name, value):
+        raise AttributeError(
+            f"{name}={value!r}: the settings of a fit do not change. Give the parameter to the"
+            " estimator, before fit."
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"the settings have no parameter {name!r}.")
+
     __delattr__ = lambda self, name: self.__setattr__(name, None)
     def __repr__(self): return f"Settings({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"
     def but(self, **changes):

@@ -38,10 +38,12 @@ class Phase:
     "Epochs of training with one loss."
     name: str
     epochs: int
-    loss: Callable | None = None          # (batch, moment) → dict: "loss", terms, what after_step needs
+    # (batch, moment) → dict: "loss", terms, what after_step needs
+    loss: Callable | None = None
     lr: float = 1e-3
     lr_factor: Callable = lambda at: 1.0  # moment → factor on the learning rate
-    learns: tuple | None = None           # sub-modules that learn ("decoder", "encoder.heads"); None: all
+    # sub-modules that learn ("decoder", "encoder.heads"); None: all
+    learns: tuple | None = None
     optimizer: Callable = adam            # (parameters, lr) → optimiser
     inputs: Callable | None = None        # (batch, training?) → batch, before the loss sees it
     after_step: Callable | None = None    # (fit, outputs of the loss, moment); True: the phase ends
@@ -54,14 +56,19 @@ class Phase:
         if self.learns is None: return []
         known = dict(net.named_modules())
         unknown, there = set(self.learns) - set(known), sorted(n for n, _ in net.named_children())
-        if unknown: raise ValueError(f"phase {self.name!r} trains {sorted(unknown)}, but the networks are {there}.")
+        if unknown:
+            raise ValueError(
+                f"phase {self.name!r} trains {sorted(unknown)}, but the networks are {there}."
+            )
         within = lambda a, b: a == b or a.startswith(b + ".")
         learns = lambda name: any(within(name, l) or within(l, name) for l in self.learns)
         return [m for name, m in known.items() if name and not learns(name)]
 
     def seed(self, seed: int) -> int:
         "The seed of its stream in a fit with `seed`: fixed by the phase, wherever it stands in a recipe."
-        return mix_seed(seed, zlib.crc32(self.name.encode()) if self.stream is None else self.stream)
+        return mix_seed(
+            seed, zlib.crc32(self.name.encode()) if self.stream is None else self.stream
+        )
 
 # %% ../../nbs/03_training/04_phases.ipynb #d1ea70d9
 @dataclass(frozen=True)
@@ -69,7 +76,8 @@ class Step:
     "Something done once: k-means on the embeddings, a mixture fitted."
     name: str
     do: Callable    # (fit)
-    always: bool = False   # also where a training is resumed behind it: it changes the data, which no checkpoint holds
+    # also where a training is resumed behind it: it changes the data, which no checkpoint holds
+    always: bool = False
 
 # %% ../../nbs/03_training/04_phases.ipynb #4d4b5eb3
 @dataclass(frozen=True)

@@ -29,7 +29,11 @@ def _type_text(hint) -> str:
 # %% ../../nbs/03_training/02_registry.ipynb #de44a747
 def describe(cls: type) -> type:
     "Complete a class's docstring by its parameters, its own first: name, type, default, meaning, and where the default comes from."
-    hints, lines, known = get_type_hints(cls, include_extras=True), [], {f.name: f for f in fields(cls) if f.name in parameters(cls)}
+    hints, lines, known = (
+        get_type_hints(cls, include_extras=True),
+        [],
+        {f.name: f for f in fields(cls) if f.name in parameters(cls)},
+    )
     own_first = dict.fromkeys(n for owner in cls.__mro__ for n in inspect.get_annotations(owner) if n in known)
     for f in map(known.get, own_first):
         value, source = (f.default, "") if f.default is not None else lookup(cls, f.name, "best", "*")

@@ -35,14 +35,17 @@ def tensors_digest(tensors: dict, text: str) -> str:
     return digest.hexdigest()
 
 # %% ../../nbs/03_training/12_saving.ipynb #03f6ff72
-FORMAT, READABLE = 3, (1, 2, 3)   # format 1 had no check sum; 2 had a classifier's classes among the covariates
+# format 1 had no check sum; 2 had a classifier's classes among the covariates
+FORMAT, READABLE = 3, (1, 2, 3)
 LARGEST = 2**25                # bytes of a header: 32 MiB hold the history of 100,000 epochs
 
 # %% ../../nbs/03_training/12_saving.ipynb #1b2bc887
 def write_tensors(path, tensors: dict, header: dict):
     "Write tensors and a header as one safetensors file with a check sum, under a temporary name until it is complete."
     from safetensors.torch import save
-    tensors, text = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, json.dumps(header, default=os.fspath)
+    tensors, text = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, json.dumps(
+        header, default=os.fspath
+    )
     if len(text) > LARGEST // 2:
         raise ValueError(f"the header of {str(path)!r} would have {len(text):,} characters, "
                          f"more than a file may hold ({LARGEST // 2:,}). Shorten the history_.")
@@ -50,7 +53,8 @@ def write_tensors(path, tensors: dict, header: dict):
     try:   # written by Python, so that the umask is respected
         part.write_bytes(save(tensors, metadata=dict(medstrat=text, sha256=tensors_digest(tensors, text))))
         part.replace(path)
-    finally: part.unlink(missing_ok=True)
+    finally:
+        part.unlink(missing_ok=True)
 
 # %% ../../nbs/03_training/12_saving.ipynb #f43e4b76
 def read_tensors(path) -> tuple:  # (header, tensors)
@@ -63,7 +67,9 @@ def read_tensors(path) -> tuple:  # (header, tensors)
         with safe_open(path, "pt") as f: about, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
         header = json.loads(about["medstrat"])
         kind = header["format"]
-        if kind in READABLE and about.get("sha256") != (None if kind == 1 else tensors_digest(tensors, about["medstrat"])):
+        if kind in READABLE and about.get("sha256") != (
+            None if kind == 1 else tensors_digest(tensors, about["medstrat"])
+        ):
             raise ValueError("its check sum does not agree with its content: it has been damaged")
     except (SafetensorError, KeyError, TypeError, ValueError, OSError, RecursionError) as e:
         raise ValueError(f"{str(path)!r} is not a model saved by medstrat ({e}).") from None
@@ -94,13 +100,21 @@ def read_header(
 def as_now(header: dict, tensors: dict) -> tuple:
     "Content of a file of an earlier format, as the present format has it."
     if header["format"] >= 3: return header, tensors
-    renamed = {part: {RENAMED.get(k, k): v for k, v in header[part].items()} for part in ("settings", "provenance")}
+    renamed = {
+        part: {RENAMED.get(k, k): v for k, v in header[part].items()}
+        for part in ("settings", "provenance")
+    }
     header, tensors = header | renamed, dict(tensors)
     if "net.told" in tensors: tensors["net.decoder_is_told"] = tensors.pop("net.told")
-    if header["method"] == "transfer":   # its classes were told as a condition, and it kept their means
+    if (
+        header["method"] == "transfer"
+    ):  # its classes were told as a condition, and it kept their means
         header |= dict(classes=list(header["covariates"][0]["categories"]), covariates=None)
-        for part in renamed: header[part].pop("n_clusters", None)
-        tensors = {k: v for k, v in tensors.items() if not k.startswith("net.bank.") and k != "labels_"}
+        for part in renamed:
+            header[part].pop("n_clusters", None)
+        tensors = {
+            k: v for k, v in tensors.items() if not k.startswith("net.bank.") and k != "labels_"
+        }
     return header, tensors
 
 # %% ../../nbs/03_training/12_saving.ipynb #900a50bf
@@ -117,10 +131,20 @@ def header_of(estimator) -> dict:
     e, cls = estimator, type(estimator)
     keep = {k: getattr(e.settings_, k) for k in parameters(cls) if k not in parameters(cls, "machine", "module")}
     header = dict(
-        format=FORMAT, medstrat=__version__, method=e.name, settings=keep, provenance=e.provenance_, image_shape=e.image_shape_,
-        random_state=e.random_state_, interrupted=e.interrupted_, n_iter=e.n_iter_, history=e.history_.to_dict("records"),
-        n_clusters=e.n_clusters_, covariates=e.covariates_ and e.covariates_.to_list(),
-        own_networks=[k for k in parameters(cls, "module") if getattr(e.settings_, k) is not None])
+        format=FORMAT,
+        medstrat=__version__,
+        method=e.name,
+        settings=keep,
+        provenance=e.provenance_,
+        image_shape=e.image_shape_,
+        random_state=e.random_state_,
+        interrupted=e.interrupted_,
+        n_iter=e.n_iter_,
+        history=e.history_.to_dict("records"),
+        n_clusters=e.n_clusters_,
+        covariates=e.covariates_ and e.covariates_.to_list(),
+        own_networks=[k for k in parameters(cls, "module") if getattr(e.settings_, k) is not None],
+    )
     return header if not hasattr(e, "classes_") else dict(header, classes=e.classes_.tolist())
 
 # %% ../../nbs/03_training/12_saving.ipynb #ce3ee4bd
@@ -147,7 +171,8 @@ def load_model(
 def _rebuild(model, header: dict, tensors: dict, networks: dict):
     "Fill an estimator from a file's content. What belongs to a machine stays as it is here; older files hold some of it."
     saved = {k: v for k, v in header["settings"].items() if k not in parameters(type(model), "machine")}
-    if unknown := sorted(set(saved) - set(parameters(type(model)))): raise KeyError(f"{model.name} has no parameter {unknown[0]!r}")
+    if unknown := sorted(set(saved) - set(parameters(type(model)))):
+        raise KeyError(f"{model.name} has no parameter {unknown[0]!r}")
     model.set_params(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}, **networks)
     s = model.settings_ = Settings(**{k: getattr(model, k) for k in parameters(type(model))})
     model.provenance_, model.image_shape_, model.checkpoint_, model.found_ = (
@@ -155,7 +180,7 @@ def _rebuild(model, header: dict, tensors: dict, networks: dict):
     for name in ("random_state", "interrupted", "n_iter", "n_clusters"): setattr(model, f"{name}_", header[name])
     model.history_ = pd.DataFrame(header["history"])
     model.covariates_ = header.get("covariates") and Covariates.from_list(header["covariates"])
-    if "classes" in header: model.classes_ = np.array(header["classes"])
+    if "classes" in header:model.classes_ = np.array(header["classes"])
     else: model.labels_ = tensors.pop("labels_").numpy()
     with isolated():
         net = build(model.method, s, model.image_shape_, model.n_clusters_,

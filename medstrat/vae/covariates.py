@@ -21,7 +21,8 @@ def column_kind(
     "Floats are numbers; text, booleans, whole numbers and pandas categories are categories. ValueError for dates and the like."
     values = pd.Series(values)
     if pd.api.types.is_float_dtype(values.dtype): return "number"
-    if values.dtype.kind in "mMc": raise ValueError(f"the column {values.name!r} holds {values.dtype}; give numbers (float) or categories (text).")
+    if values.dtype.kind in "mMc":
+        raise ValueError(f"the column {values.name!r} holds {values.dtype}; give numbers (float) or categories (text).")
     return "category"
 
 # %% ../../nbs/01_vae/03_covariates.ipynb #9216dfdc
@@ -42,8 +43,11 @@ def _whole(values, name:str) -> pd.Series:
     values = pd.Series(values, name=name).reset_index(drop=True)
     gaps = values.isna() | (values.isin([np.inf, -np.inf]) if column_kind(values) == "number" else False)
     if gaps.any():
-        raise ValueError(f"the condition {name!r} is missing or infinite for {gaps.sum()} of {len(values)} images (the first is image {int(gaps.idxmax())}). "
-                         "Leave out these images, or fill the gaps – for text, a category of its own such as 'unknown' is honest.")
+        raise ValueError(
+            f"the condition {name!r} is missing or infinite for {gaps.sum()} of {len(values)} images (the first is"
+            f" image {int(gaps.idxmax())}). Leave out these images, or fill the gaps – for text, a category of its own"
+            " such as 'unknown' is honest."
+        )
     return values
 
 # %% ../../nbs/01_vae/03_covariates.ipynb #847caba8
@@ -55,17 +59,30 @@ def learn_covariate(
     values = _whole(values, name)
     distinct = values.nunique()
     plain = lambda v: v.item() if isinstance(v, np.generic) else v
-    if distinct == 1: raise ValueError(f"the condition {name!r} is {plain(values[0])!r} for all training images: there is nothing to condition on. Leave it out.")
+    if distinct == 1:
+        raise ValueError(
+            f"the condition {name!r} is {plain(values[0])!r} for all training images: there is nothing to condition on."
+            " Leave it out."
+        )
     if column_kind(values) == "number":
         values = values.astype(np.float64)
         mean, std = float(values.mean()), float(values.std(ddof=0))
-        if not (np.isfinite(std) and std > 0): raise ValueError(f"the condition {name!r} has a standard deviation of {std}; divide such numbers by a fixed one first.")
+        if not (np.isfinite(std) and std > 0):
+            raise ValueError(
+                f"the condition {name!r} has a standard deviation of {std}; divide such numbers by a fixed one first."
+            )
         return Covariate(name, None, mean, std, mean)
     if distinct > max(len(values) // 2, 2):
-        raise ValueError(f"the condition {name!r} has {distinct} categories for {len(values)} images, almost one for each. "
-                         "A quantity in whole numbers becomes a number with .astype(float); an identifier cannot be a condition.")
+        raise ValueError(
+            f"the condition {name!r} has {distinct} categories for {len(values)} images, almost one for each. "
+            "A quantity in whole numbers becomes a number with .astype(float); an identifier cannot be a condition."
+        )
     odd = [v for v in values.unique() if not isinstance(plain(v), (str, bool, int, float))]
-    if odd: raise ValueError(f"the condition {name!r} has categories such as {odd[0]!r} ({type(odd[0]).__name__}), which cannot be saved with a model. Turn them into text with .astype(str).")
+    if odd:
+        raise ValueError(
+            f"the condition {name!r} has categories such as {odd[0]!r} ({type(odd[0]).__name__}), which cannot be saved"
+            " with a model. Turn them into text with .astype(str)."
+        )
     known = sorted(values.unique(), key=lambda v: (str(type(v)), v))
     return Covariate(name, tuple(plain(v) for v in known), typical=plain(values.mode()[0]))
 
@@ -77,19 +94,29 @@ def encode_covariate(
     "Code a column as `c` says. ValueError for gaps, unseen categories, and words where numbers are needed."
     values = _whole(values, c.name)
     if c.categories is None:
-        if not pd.api.types.is_numeric_dtype(values.dtype): raise ValueError(f"the condition {c.name!r} was a number in training; got {values[0]!r}.")
+        if not pd.api.types.is_numeric_dtype(values.dtype):
+            raise ValueError(f"the condition {c.name!r} was a number in training; got {values[0]!r}.")
         coded = ((values.to_numpy(np.float64) - c.mean) / c.std)[:, None]
-        if np.abs(coded).max(initial=0) > 1e6: raise ValueError(f"the condition {c.name!r} lies more than a million standard deviations from its mean in training, {c.mean:g}.")
+        if np.abs(coded).max(initial=0) > 1e6:
+            raise ValueError(
+                f"the condition {c.name!r} lies more than a million standard deviations from its mean in training,"
+                f" {c.mean:g}."
+            )
         return coded.astype(np.float32)
     place = pd.Index(c.categories, dtype=object).get_indexer(values.astype(object))
     if (place < 0).any():
         unseen = sorted({repr(v) for v in values[place < 0]})
-        raise ValueError(f"the condition {c.name!r} has categories that training has not seen: {', '.join(unseen[:5])}. Known are: {', '.join(map(repr, c.categories[:20]))}.")
+        raise ValueError(
+            f"the condition {c.name!r} has categories that training has not seen: {', '.join(unseen[:5])}. Known are:"
+            f" {', '.join(map(repr, c.categories[:20]))}."
+        )
     return np.eye(c.width, dtype=np.float32)[place]
 
 # %% ../../nbs/01_vae/03_covariates.ipynb #38ae7ca8
 def _is_names(condition) -> bool:
-    return isinstance(condition, str) or (isinstance(condition, (list, tuple)) and len(condition) > 0 and all(isinstance(c, str) for c in condition))
+    return isinstance(condition, str) or (
+        isinstance(condition, (list, tuple)) and len(condition) > 0 and all(isinstance(c, str) for c in condition)
+    )
 
 def condition_table(
     condition,     # names of columns; or values: Series, DataFrame, array (N,) or (N,m)
@@ -97,29 +124,46 @@ def condition_table(
     n: int,        # how many images
 ) -> pd.DataFrame: # (n, number of columns)
     "The columns that are meant. ValueError when there is no such column, or the lengths differ."
-    if _is_names(condition): return _columns([condition] if isinstance(condition, str) else list(condition), getattr(X, "table", None))
+    if _is_names(condition):
+        return _columns([condition] if isinstance(condition, str) else list(condition), getattr(X, "table", None))
     table = _values(condition)
     if len(table) != n: raise ValueError(f"the condition has {len(table)} rows for {n} images.")
-    if table.columns.duplicated().any(): raise ValueError(f"the condition has two columns {table.columns[table.columns.duplicated()][0]!r}.")
+    if table.columns.duplicated().any():
+        raise ValueError(f"the condition has two columns {table.columns[table.columns.duplicated()][0]!r}.")
     return table.rename(columns=str).infer_objects()   # rows of mixed types arrive as objects
 
 def _values(condition) -> pd.DataFrame:
     "Whatever holds a value, or a row of values, an image; columns without a name are called condition, or condition_0, condition_1, …"
-    try: table = pd.DataFrame(list(condition) if isinstance(condition, (list, tuple)) else condition)
+    try:table = pd.DataFrame(list(condition) if isinstance(condition, (list, tuple)) else condition)
     except (ValueError, TypeError) as e: raise ValueError(f"a condition cannot be read from this {type(condition).__name__} ({e}). Needed: one value, or one row of values, an image.") from None
     if not table.shape[1]: raise ValueError("the condition has no columns.")
     if isinstance(condition, (pd.DataFrame, dict)): return table
     name = getattr(condition, "name", None)
-    return table.set_axis(["condition" if name is None else name] if table.shape[1] == 1 else [f"condition_{i}" for i in range(table.shape[1])], axis=1)
+    return table.set_axis(
+        (
+            ["condition" if name is None else name]
+            if table.shape[1] == 1
+            else [f"condition_{i}" for i in range(table.shape[1])]
+        ),
+        axis=1,
+    )
 
 def _columns(names, table) -> pd.DataFrame:
-    if not isinstance(table, pd.DataFrame): raise ValueError(f"condition={names[0]!r} is the name of a column, but the images come without a table. "
-                                                             "Give an ImageSet with such a column, or the values themselves as an array, Series or DataFrame; for new images, {column: value}.")
+    if not isinstance(table, pd.DataFrame):
+        raise ValueError(
+            f"condition={names[0]!r} is the name of a column, but the images come without a table. Give an ImageSet"
+            " with such a column, or the values themselves as an array, Series or DataFrame; for new images, {column:"
+            " value}."
+        )
     if len(set(names)) < len(names): raise ValueError(f"the condition names a column twice: {', '.join(names[:20])}.")
     table = table.rename(columns=str)
     for name in names:
-        if name not in table: raise ValueError(f"condition: there is no column {name!r}.{did_you_mean(name, table.columns)} There are: {', '.join(table.columns)}. "
-                                               "(Texts in a list are names of columns; values are given as an array or a Series.)")
+        if name not in table:
+            raise ValueError(
+                f"condition: there is no column {name!r}.{did_you_mean(name, table.columns)} There are:"
+                f" {', '.join(table.columns)}. (Texts in a list are names of columns; values are given as an array or a"
+                " Series.)"
+            )
     return table[names].infer_objects()
 
 # %% ../../nbs/01_vae/03_covariates.ipynb #297158ba
@@ -132,21 +176,32 @@ class Covariates:
     def learn(cls, table: pd.DataFrame): return cls(tuple(learn_covariate(table[name], str(name)) for name in table))
 
     @classmethod
-    def from_list(cls, columns): return cls(tuple(Covariate(**dict(c, categories=c["categories"] and tuple(c["categories"]))) for c in columns))
+    def from_list(cls, columns):
+        return cls(tuple(Covariate(**dict(c, categories=c["categories"] and tuple(c["categories"]))) for c in columns))
+
     def to_list(self) -> list: return [asdict(c) for c in self.columns]   # goes into JSON
 
     @property
-    def names(self) -> list: return [c.name for c in self.columns]
+    def names(self) -> list:
+        return [c.name for c in self.columns]
+
     @property
-    def width(self) -> int: return sum(c.width for c in self.columns)
+    def width(self) -> int:
+        return sum(c.width for c in self.columns)
+
     @property
-    def typical(self) -> dict: return {c.name: c.typical for c in self.columns}
+    def typical(self) -> dict:
+        return {c.name: c.typical for c in self.columns}
 
     def encode(self, table: pd.DataFrame) -> np.ndarray:  # (N,width) float32
         "Code the columns of a table; ValueError for absent columns, gaps and unseen categories."
         table = table.rename(columns=str).infer_objects()
         lack = [n for n in self.names if n not in table]
-        if lack: raise ValueError(f"the condition needs {', '.join(map(repr, self.names))}; {', '.join(map(repr, lack))} is missing among {', '.join(map(repr, table.columns))}.")
+        if lack:
+            raise ValueError(
+                f"the condition needs {', '.join(map(repr, self.names))}; {', '.join(map(repr, lack))} is missing among"
+                f" {', '.join(map(repr, table.columns))}."
+            )
         return np.concatenate([encode_covariate(c, table[c.name]) for c in self.columns], axis=1)
 
 # %% ../../nbs/01_vae/03_covariates.ipynb #a9280f4b
@@ -157,15 +212,26 @@ def rows_for(
     X=None,           # the images, where there are any; then None stands for their own columns, else for the typical condition
 ) -> np.ndarray:      # (n,width) float32
     "What the decoder is told about n images. ValueError as in `Covariates.encode`."
-    if X is not None and (condition is None or _is_names(condition)): return covariates.encode(condition_table(covariates.names if condition is None else condition, X, n))
-    if condition is None or isinstance(condition, dict): return np.repeat(covariates.encode(_one_row(covariates, condition or {})), n, axis=0)
+    if X is not None and (condition is None or _is_names(condition)):
+        return covariates.encode(condition_table(covariates.names if condition is None else condition, X, n))
+    if condition is None or isinstance(condition, dict):
+        return np.repeat(covariates.encode(_one_row(covariates, condition or {})), n, axis=0)
     table = condition_table(condition, X, n)
-    if not isinstance(condition, pd.DataFrame) and table.shape[1] == len(covariates.names): table = table.set_axis(covariates.names, axis=1)
+    if not isinstance(condition, pd.DataFrame) and table.shape[1] == len(covariates.names):
+        table = table.set_axis(covariates.names, axis=1)
     return covariates.encode(table)
 
 def _one_row(covariates, condition: dict) -> pd.DataFrame:
     "The typical condition, with the given values in their places."
     for k, v in condition.items():
-        if k not in covariates.names: raise ValueError(f"the condition has no column {k!r}.{did_you_mean(k, covariates.names)} There are: {', '.join(covariates.names)}.")
-        if np.ndim(v) or isinstance(v, (dict, set)): raise ValueError(f"the condition {k!r} needs one value for all images in a dictionary, got {v!r}. For a row an image, give a DataFrame.")
+        if k not in covariates.names:
+            raise ValueError(
+                f"the condition has no column {k!r}.{did_you_mean(k, covariates.names)} There are:"
+                f" {', '.join(covariates.names)}."
+            )
+        if np.ndim(v) or isinstance(v, (dict, set)):
+            raise ValueError(
+                f"the condition {k!r} needs one value for all images in a dictionary, got {v!r}. For a row an image,"
+                " give a DataFrame."
+            )
     return pd.DataFrame({k: [v] for k, v in {**covariates.typical, **condition}.items()})

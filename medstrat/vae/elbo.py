@@ -21,9 +21,13 @@ def reconstruction_loss(
     "How badly an image was rebuilt, in float32."
     logits, x = at_least_float32(logits), at_least_float32(x)
     if likelihood not in ("bernoulli", "gaussian", "squared"):
-        raise ValueError(f"likelihood={likelihood!r} is unknown; choose 'bernoulli', 'gaussian' or 'squared'.")
-    if likelihood == "bernoulli": loss = F.binary_cross_entropy_with_logits(logits, x, reduction="none")
-    else: loss = (x - logits.sigmoid()).square()
+        raise ValueError(
+            f"likelihood={likelihood!r} is unknown; choose 'bernoulli', 'gaussian' or 'squared'."
+        )
+    if likelihood == "bernoulli":
+        loss = F.binary_cross_entropy_with_logits(logits, x, reduction="none")
+    else:
+        loss = (x - logits.sigmoid()).square()
     if likelihood == "gaussian":
         log_sigma = torch.as_tensor(log_sigma, device=x.device)
         loss = loss / (2 * torch.exp(2 * log_sigma)) + log_sigma + 0.5 * math.log(2 * math.pi)
@@ -44,7 +48,9 @@ def kl_normal(
 ) -> torch.Tensor:         # (B,)
     "KL divergence of N(mu, exp(logvar)) from N(0, prior_std²), summed over the latent dimensions."
     mu, logvar = at_least_float32(mu), at_least_float32(logvar)
-    return 0.5 * ((mu.square() + logvar.exp()) / prior_std**2 - logvar + 2 * math.log(prior_std) - 1).sum(1)
+    return 0.5 * (
+        (mu.square() + logvar.exp()) / prior_std**2 - logvar + 2 * math.log(prior_std) - 1
+    ).sum(1)
 
 # %% ../../nbs/01_vae/01_elbo.ipynb #f5a6b3b6
 def reparameterise(mu, logvar):

@@ -23,8 +23,10 @@ def halved_sides(
     sides = [side]
     for _ in range(n_blocks): sides.append(sides[-1] // 2)
     if sides[-1] < 1:
-        raise ValueError(f"{n_blocks} convolution blocks need images of at least {2**n_blocks} pixels a side, got {side}. "
-                         "Give fewer channels=(…), or a larger image_size.")
+        raise ValueError(
+            f"{n_blocks} convolution blocks need images of at least {2**n_blocks} pixels a side, got {side}. "
+            "Give fewer channels=(…), or a larger image_size."
+        )
     return sides
 
 def norm_layer(kind: str, channels: int) -> nn.Module:
@@ -34,7 +36,8 @@ def norm_layer(kind: str, channels: int) -> nn.Module:
 
 def activation_layer(kind: str) -> nn.Module:
     "A layer by its name in `ACTIVATIONS`."
-    if kind not in ACTIVATIONS: raise ValueError(f"activation={kind!r} is unknown; choose one of {', '.join(ACTIVATIONS)}.")
+    if kind not in ACTIVATIONS:
+        raise ValueError(f"activation={kind!r} is unknown; choose one of {', '.join(ACTIVATIONS)}.")
     return ACTIVATIONS[kind]()
 
 # %% ../../nbs/01_vae/00_networks.ipynb #3262e440
@@ -50,7 +53,11 @@ def conv_body(
     halved_sides(min(height, width), len(channels))
     layers = []
     for c_out in channels:
-        layers += [nn.Conv2d(c, c_out, kernel, stride=2, padding=(kernel - 1) // 2, bias=norm == "none"), norm_layer(norm, c_out), activation_layer(activation)]
+        layers += [
+            nn.Conv2d(c, c_out, kernel, stride=2, padding=(kernel - 1) // 2, bias=norm == "none"),
+            norm_layer(norm, c_out),
+            activation_layer(activation),
+        ]
         c = c_out
     return nn.Sequential(*layers, nn.Flatten())
 
@@ -68,7 +75,10 @@ class Encoder(nn.Module):
         height, width, channels = shape
         training = body.training
         with torch.no_grad(): features = body.eval()(torch.zeros(1, channels, height, width))
-        if features.shape[0] != 1: raise ValueError(f"an encoder must keep the batch dimension first, but one image gave {tuple(features.shape)}.")
+        if features.shape[0] != 1:
+            raise ValueError(
+                f"an encoder must keep the batch dimension first, but one image gave {tuple(features.shape)}."
+            )
         self.body = body.train(training)
         self.heads = nn.ModuleList(nn.Linear(features.flatten(1).shape[1], d) for d in heads)
 
@@ -88,7 +98,9 @@ class ConvDecoder(nn.Module):
         layers, widths = [activation_layer(activation)], [*reversed(channels), c]
         for i, (a, b) in enumerate(zip(widths, widths[1:])):
             last, padding = i == len(channels) - 1, (rows[i + 1] - 2 * rows[i], cols[i + 1] - 2 * cols[i])
-            layers.append(nn.ConvTranspose2d(a, b, 4, stride=2, padding=1, output_padding=padding, bias=last or norm == "none"))
+            layers.append(
+                nn.ConvTranspose2d(a, b, 4, stride=2, padding=1, output_padding=padding, bias=last or norm == "none")
+            )
             if not last: layers += [norm_layer(norm, b), activation_layer(activation)]
         self.blocks = nn.Sequential(*layers)
 
@@ -120,7 +132,8 @@ class ResizeDecoder(nn.Module):
     def forward(self, z): return self.blocks(self.linear(z).unflatten(1, self.start)).float()
 
 # %% ../../nbs/01_vae/00_networks.ipynb #96498b41
-NETWORKS = ("conv", "resize", "mlp")  # convolutions; 5×5 convolutions and a decoder that resizes; fully connected layers
+# convolutions; 5×5 convolutions and a decoder that resizes; fully connected layers
+NETWORKS = ("conv", "resize", "mlp")
 
 def make_body(network: str, shape: tuple, channels: tuple, hidden: tuple, norm: str = "batch", activation: str = "relu") -> nn.Module:
     "The body of an encoder by the network's name."

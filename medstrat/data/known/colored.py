@@ -42,7 +42,8 @@ def paint(
 ) -> ImageSet:  # uint8, H×W×3; the table of `s` with the further columns color and background (text)
     "Give every image a colour, and the paper that goes with it; ValueError for unknown names or another number of them"
     colors = np.asarray(colors, dtype=object)
-    if colors.shape != (len(s),): raise ValueError(f"{s.name} has {len(s)} images, but {colors.size} colours were given; needed is one an image.")
+    if colors.shape != (len(s),):
+        raise ValueError(f"{s.name} has {len(s)} images, but {colors.size} colours were given; needed is one an image.")
     odd = sorted({str(c) for c in colors if c not in PALETTE})
     if odd: raise ValueError(f"Unknown colours: {', '.join(odd)}. There are: {', '.join(PALETTE)}.")
     out = np.empty((*s.images.shape[:3], 3), np.uint8)
@@ -81,11 +82,14 @@ def _chosen(c:Colored, s:ImageSet, n, rng) -> np.ndarray: # row numbers, ascendi
     "The rows of `s` that are coloured: `n` at random, or every n-th, of the digits wanted; ValueError when there are too few"
     y = s.labels
     rows = np.flatnonzero(y < c.k)
-    if c.crossed: rows = rows[rows % n == 0]
+    if c.crossed:rows = rows[rows % n == 0]
     elif n is not None: rows = np.sort(rng.choice(rows, n, replace=False)) if n <= len(rows) else rows[:0]
-    if len(np.unique(y[rows])) < c.k: raise ValueError(
-        f"{s.name} has {len(y):,} images with the labels {', '.join(s.classes.values())}. Too few for a coloured set: needed are the digits 0 to {c.k - 1}, "
-        + (f"each among every {n}th image." if c.crossed else f"{n or c.k} images of them at least."))
+    if len(np.unique(y[rows])) < c.k:
+        raise ValueError(
+            f"{s.name} has {len(y):,} images with the labels {', '.join(s.classes.values())}. Too few for a coloured"
+            f" set: needed are the digits 0 to {c.k - 1}, "
+            + (f"each among every {n}th image." if c.crossed else f"{n or c.k} images of them at least.")
+        )
     return rows
 
 # %% ../../../nbs/00_data/09_known/03_colored.ipynb #ef2b7c25
@@ -93,9 +97,15 @@ def _colored(c:Colored, s:ImageSet, part:str, rng, name:str="colored") -> ImageS
     "One part of a coloured set"
     names = np.array(list(PALETTE)[:c.k])
     rows = _chosen(c, s, c.train if part == "train" else c.test, rng)
-    if c.crossed: rows, colors = np.repeat(rows, c.k), np.tile(names, len(rows))
+    if c.crossed:rows, colors = np.repeat(rows, c.k), np.tile(names, len(rows))
     else: colors = names[rng.randint(0, c.k, len(rows))]
-    gray = ImageSet(s.images[rows], {"label": s.labels[rows], "digit": s.labels[rows]}, target="label", classes={i: str(i) for i in range(c.k)}, name=name)
+    gray = ImageSet(
+        s.images[rows],
+        {"label": s.labels[rows], "digit": s.labels[rows]},
+        target="label",
+        classes={i: str(i) for i in range(c.k)},
+        name=name,
+    )
     out = paint(gray, colors)
     if c.crossed: out.table["source"] = [f"{part} {i}" for i in rows]
     return out
@@ -110,13 +120,27 @@ def colored_sets(
     c, rng = COLORED[name], np.random.RandomState(seed)
     out = {part: None if s is None else _colored(c, s, part, rng, f"{name}/{part}") for part, s in sets.items()}
     sizes = {part: len(s) for part, s in out.items() if s is not None}
-    if c.crossed: which, how = [f"every {c.train if part == 'train' else c.test}th of {part} ({n // c.k:,})" for part, n in sizes.items()], f"in all {c.k} colours"
-    else: which, how = [f"{n:,} of {(sets[part].labels < c.k).sum():,} in {part}" for part, n in sizes.items()], (
-        f"in one of {c.k} colours, drawn at random and independently of the digit")
+    if c.crossed:
+        which, how = [
+            f"every {c.train if part == 'train' else c.test}th of {part} ({n // c.k:,})" for part, n in sizes.items()
+        ], f"in all {c.k} colours"
+    else:
+        which, how = [
+            f"{n:,} of {(sets[part].labels < c.k).sum():,} in {part}" for part, n in sizes.items()
+        ], f"in one of {c.k} colours, drawn at random and independently of the digit"
     return out, [f"{name} is made from {c.source}, images of the digits 0–{c.k - 1}: {', '.join(which)}, each {how}."]
 
 # %% ../../../nbs/00_data/09_known/03_colored.ipynb #eaf1c36a
 def _colored_rows(where:dict) -> list: # of dict
     "What `list_datasets` says about the coloured sets; `where` the gray ones are, by name"
-    return [{"name": name, "images": c.images, "side": "8" if c.source == "digits" else "28", "channels": 3, "classes": c.k, "where": where[c.source]}
-            for name, c in COLORED.items()]
+    return [
+        {
+            "name": name,
+            "images": c.images,
+            "side": "8" if c.source == "digits" else "28",
+            "channels": 3,
+            "classes": c.k,
+            "where": where[c.source],
+        }
+        for name, c in COLORED.items()
+    ]

@@ -36,8 +36,11 @@ def _brats_root(folder) -> Path:
     fits = [p for p in (folder, *visible(folder)) if p.is_dir() and all((p/g).is_dir() for g in GRADES)]
     if folder in fits: return folder
     if len(fits) == 1: return fits[0]
-    raise ValueError("BraTS needs a folder with the sub-folders HGG and LGG, as in MICCAI_BraTS_2018_Data_Training. "
-                     + (f"Several have them: {', '.join(p.name for p in fits)}; give one. " if fits else "") + contents(folder))
+    raise ValueError(
+        "BraTS needs a folder with the sub-folders HGG and LGG, as in MICCAI_BraTS_2018_Data_Training. "
+        + (f"Several have them: {', '.join(p.name for p in fits)}; give one. " if fits else "")
+        + contents(folder)
+    )
 
 # %% ../../../nbs/00_data/10_private/01_brats.ipynb #82c2d5bf
 def _nifti(patient:Path, kind:str): # Path or None
@@ -52,9 +55,12 @@ def _brats_patients(folder, modalities) -> tuple: # ([(label, folder of the pati
     for label, grade in enumerate(GRADES):
         here = [p for p in visible(root/grade) if p.is_dir()]
         lacks = {p: lack for p in here if (lack := [m for m in modalities if _nifti(p, m) is None])}
-        if len(lacks) == len(here): raise ValueError(
-            f"BraTS: there is no patient of grade {grade} with {', '.join(modalities)} (files NAME/NAME_{modalities[0]}.nii.gz). "
-            + contents(next(iter(here), root/grade)))
+        if len(lacks) == len(here):
+            raise ValueError(
+                f"BraTS: there is no patient of grade {grade} with {', '.join(modalities)} (files"
+                f" NAME/NAME_{modalities[0]}.nii.gz). "
+                + contents(next(iter(here), root / grade))
+            )
         cases += [(label, p) for p in here if p not in lacks]
         gaps += [f"{p.name} ({', '.join(lack)})" for p, lack in lacks.items()]
     return cases, [f"BraTS: left out for lack of scans, {len(gaps)} of {len(cases) + len(gaps)} patients: "
@@ -65,9 +71,11 @@ def _volume(path:Path) -> np.ndarray: # X×Y×Z: left to right, back to front, b
     "Read a NIfTI volume; ValueError naming the file when it is damaged, no volume, or holds NaN"
     import nibabel as nib
     try:
-        raw = gunzip(path) if path.suffix == ".gz" else path.read_bytes()  # to its end, where the checksum is; nibabel by itself stops before
+        # to its end, where the checksum is; nibabel by itself stops before
+        raw = gunzip(path) if path.suffix == ".gz" else path.read_bytes()
         image = nib.Nifti1Image.from_bytes(raw)
-        if math.prod(image.shape) * image.get_data_dtype().itemsize > len(raw): raise ValueError(f"its header promises {image.shape} voxels, more than it holds")
+        if math.prod(image.shape) * image.get_data_dtype().itemsize > len(raw):
+            raise ValueError(f"its header promises {image.shape} voxels, more than it holds")
         v = np.asanyarray(nib.as_closest_canonical(image).dataobj)
     except Exception as e: # damage shows in errors of any class
         raise ValueError(f"{path} cannot be read as NIfTI ({type(e).__name__}: {e}). Copy or unpack it again.") from e
@@ -98,8 +106,11 @@ def _middle(v:np.ndarray) -> int:
 # %% ../../../nbs/00_data/10_private/01_brats.ipynb #e3baf6af
 def _most_tumour(patient:Path) -> int:
     "The slice with the most voxels of tumour in `seg` (the lowest of equals)"
-    if (path := _nifti(patient, "seg")) is None: raise ValueError(
-        f"slices='tumour' needs the segmentation {patient.name}_seg.nii.gz. {contents(patient)} Without segmentations: slices='middle'.")
+    if (path := _nifti(patient, "seg")) is None:
+        raise ValueError(
+            f"slices='tumour' needs the segmentation {patient.name}_seg.nii.gz. {contents(patient)} Without"
+            " segmentations: slices='middle'."
+        )
     area = (_volume(path) != 0).sum((0, 1))
     if not area.any(): raise ValueError(f"{path} marks no tumour, so slices='tumour' finds no slice.")
     return int(area.argmax())
@@ -114,11 +125,16 @@ def _scans(patient:Path, modalities, slices, size:int): # yields (image size×si
         v = _volume(path)
         try:
             shape = shape or v.shape
-            if v.shape != shape: raise ValueError(f"its shape is {v.shape}, that of the patient's {modalities[0]} {shape}; the scans are not registered")
+            if v.shape != shape:
+                raise ValueError(
+                    f"its shape is {v.shape}, that of the patient's {modalities[0]} {shape}; the scans are not"
+                    " registered"
+                )
             if z == "middle": z = _middle(v)
             if z >= v.shape[2]: raise ValueError(f"there is no slice {z}, the volume has {v.shape[2]}")
             yield squared(Image.fromarray(_gray(v, z)), size), m, z
-        except ValueError as e: raise ValueError(f"{path}: {e}.") from e
+        except ValueError as e:
+            raise ValueError(f"{path}: {e}.") from e
 
 # %% ../../../nbs/00_data/10_private/01_brats.ipynb #6ba10fe9
 def _check_brats(modalities, slices) -> tuple: # modalities, in fixed order
@@ -154,7 +170,15 @@ def read_brats(
     for label, patient in with_progress(cases, "BraTS"):
         for image, modality, z in _scans(patient, modalities, slices, image_size):
             images[len(rows)] = image
-            rows.append({"label": label, "patient": patient.name, "centre": _centre(patient.name), "modality": modality, "slice": z})
+            rows.append(
+                {
+                    "label": label,
+                    "patient": patient.name,
+                    "centre": _centre(patient.name),
+                    "modality": modality,
+                    "slice": z,
+                }
+            )
     if notices is not None: notices += said
     for text in said: notice(text)
     return ImageSet(images, pd.DataFrame(rows), target="label", classes=GRADES, name="brats")

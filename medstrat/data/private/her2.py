@@ -24,14 +24,18 @@ from medstrat.data.folders import (
 from ..images import ImageSet
 
 # %% ../../../nbs/00_data/10_private/03_her2.ipynb #fa1fd16f
-LABELS = {"class1": 0, "class2": 1, "class3": 2, "class1jpg": 0, "class2jpg": 1, "class3jpg": 2}  # plain name of a folder: label
+# plain name of a folder: label
+LABELS = {"class1": 0, "class2": 1, "class3": 2, "class1jpg": 0, "class2jpg": 1, "class3jpg": 2}
 
 def _classes(folder:Path) -> dict: # {label: folder}; ValueError when one class has two
     "The class folders directly in a folder"
     found = {}
     for p in visible(folder):
         if p.is_dir() and (y := LABELS.get(plain(p.name))) is not None:
-            if y in found: raise ValueError(f"{folder} has two folders of one class: {found[y].name} and {p.name}. Put their images together.")
+            if y in found:
+                raise ValueError(
+                    f"{folder} has two folders of one class: {found[y].name} and {p.name}. Put their images together."
+                )
             found[y] = p
     return found
 
@@ -42,8 +46,11 @@ def _her2_root(folder) -> Path:
     fits = [p for p in (folder, *visible(folder)) if p.is_dir() and len(_classes(p)) == 3]
     if folder in fits: return folder
     if len(fits) == 1: return fits[0]
-    raise ValueError("HER2 needs a folder with the sub-folders class1, class2 and class3. "
-                     + (f"Several have them: {', '.join(p.name for p in fits)}; give one. " if fits else "") + contents(folder))
+    raise ValueError(
+        "HER2 needs a folder with the sub-folders class1, class2 and class3. "
+        + (f"Several have them: {', '.join(p.name for p in fits)}; give one. " if fits else "")
+        + contents(folder)
+    )
 
 # %% ../../../nbs/00_data/10_private/03_her2.ipynb #e5fc1c54
 SCANNERS = {"FD": "FD", "ND": "ND", "H1": "H", "H2": "H"}  # code at the end of a file's name: scanner
@@ -52,8 +59,11 @@ PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 def _patch_and_scanner(path:Path) -> tuple: # (patch, code of the scanner)
     "Take a file's name apart; ValueError for an unknown scanner, or when nothing is left for the patch"
     patch, code = path.stem[:-2].rstrip("_"), path.stem[-2:]
-    if code not in SCANNERS or not patch: raise ValueError(
-        f"{path}: the name should be PATCH_SCANNER, as in P001_FD{path.suffix}, with one of the scanners {', '.join(SCANNERS)}. Rename the file, or take it out of the folder.")
+    if code not in SCANNERS or not patch:
+        raise ValueError(
+            f"{path}: the name should be PATCH_SCANNER, as in P001_FD{path.suffix}, with one of the scanners"
+            f" {', '.join(SCANNERS)}. Rename the file, or take it out of the folder."
+        )
     return patch, code
 
 # %% ../../../nbs/00_data/10_private/03_her2.ipynb #691f82b6
@@ -63,24 +73,46 @@ def _her2_files(folder) -> tuple: # ([(label, patch, code of the scanner, path)]
     for label, here in sorted(_classes(root).items()):
         paths = [p for p in visible(here) if p.is_file()]
         images = [p for p in paths if p.suffix.lower() in PICTURES]
-        if not images: raise ValueError(f"HER2: there is no image of class {label + 1} ({', '.join(PICTURES)}). {contents(here)}")
+        if not images:
+            raise ValueError(f"HER2: there is no image of class {label + 1} ({', '.join(PICTURES)}). {contents(here)}")
         odd += [p.name for p in paths if p not in images]
         files += [(label, *_patch_and_scanner(p), p) for p in images]
     for label, patch, code, path in files:
         first = seen.setdefault(patch, {"label": label, "path": path})
-        if first["label"] != label: raise ValueError(f"HER2: the patch {patch} lies in two classes: {first['path']} and {path}. Keep the right one.")
-        if code in first: raise ValueError(f"HER2: the patch {patch} comes twice from {code}: {first[code]} and {path}. Keep one.")
+        if first["label"] != label:
+            raise ValueError(
+                f"HER2: the patch {patch} lies in two classes: {first['path']} and {path}. Keep the right one."
+            )
+        if code in first:
+            raise ValueError(f"HER2: the patch {patch} comes twice from {code}: {first[code]} and {path}. Keep one.")
         first[code] = path
-    return files, [f"HER2: passed over, as they are no images: {', '.join(odd[:3])}{', …' if len(odd) > 3 else ''} ({len(odd)} files)."] if odd else []
+    return files, (
+        [
+            f"HER2: passed over, as they are no images: {', '.join(odd[:3])}{', …' if len(odd) > 3 else ''} ({len(odd)}"
+            " files)."
+        ]
+        if odd
+        else []
+    )
 
 # %% ../../../nbs/00_data/10_private/03_her2.ipynb #dd6f4554
 def _marks(path:Path, table:pd.DataFrame) -> pd.DataFrame:
     "The columns with scores as numbers; ValueError when there are none, for text, and for values outside 0…100"
-    columns = [c for c in table if plain(c) == "score"] or [c for c in table if re.fullmatch(r"s_?\d+", str(c).strip().lower())]
-    if not columns: raise ValueError(f"{path} needs a column score, or columns s1, s2, … with a score for each pathologist; it has: {', '.join(map(str, table))}.")
+    columns = [c for c in table if plain(c) == "score"] or [
+        c for c in table if re.fullmatch(r"s_?\d+", str(c).strip().lower())
+    ]
+    if not columns:
+        raise ValueError(
+            f"{path} needs a column score, or columns s1, s2, … with a score for each pathologist; it has:"
+            f" {', '.join(map(str, table))}."
+        )
     marks = table[columns].apply(pd.to_numeric, errors="coerce")
     odd = ((marks.isna() & table[columns].notna()) | (marks < 0) | (marks > 100)).any(axis=1)
-    if odd.any(): raise ValueError(f"{path}: scores are numbers from 0 to 100; row {odd.idxmax() + 2} says: {', '.join(map(str, table[columns].loc[odd.idxmax()]))}.")
+    if odd.any():
+        raise ValueError(
+            f"{path}: scores are numbers from 0 to 100; row {odd.idxmax() + 2} says:"
+            f" {', '.join(map(str, table[columns].loc[odd.idxmax()]))}."
+        )
     return marks
 
 # %% ../../../nbs/00_data/10_private/03_her2.ipynb #7551334f
@@ -89,7 +121,8 @@ def _scores(root:Path): # DataFrame score (, slide), by patch; None when there i
     path = root/"scores.csv"
     if not path.is_file(): return None
     try:
-        with open(path, encoding="utf-8-sig") as f: sep = max(",;\t", key=f.readline().count)  # what the first line has most of
+        # what the first line has most of
+        with open(path, encoding="utf-8-sig") as f: sep = max(",;\t", key=f.readline().count)
         table = pd.read_csv(path, sep=sep, dtype=str, encoding="utf-8-sig")
     except (ValueError, OSError) as e: raise ValueError(f"{path} cannot be read as a table ({e}).") from e
     names = {plain(c): c for c in table}
@@ -108,18 +141,28 @@ def _score_notices(scores, labels:dict) -> list: # labels: {patch: label}
     if scores is None: return ["HER2: there is no scores.csv, so that the column score is empty."]
     mine, said = scores.score.reindex(list(labels)), []
     def some(names): return f"{', '.join(map(str, names[:3]))}{', …' if len(names) > 3 else ''}"
-    if len(lost := list(mine.index[mine.isna()])): said.append(f"HER2: {len(lost)} of {len(mine)} patches have no score: {some(lost)}.")
-    if len(left := [p for p in scores.index if p not in labels]): said.append(f"HER2: {len(left)} patches in scores.csv have no image: {some(left)}.")
+    if len(lost := list(mine.index[mine.isna()])):
+        said.append(f"HER2: {len(lost)} of {len(mine)} patches have no score: {some(lost)}.")
+    if len(left := [p for p in scores.index if p not in labels]):
+        said.append(f"HER2: {len(left)} patches in scores.csv have no image: {some(left)}.")
     low, high = (0, *CUTS), (*CUTS, 100)
     off = [p for p, v in mine.dropna().items() if not low[labels[p]] <= v <= high[labels[p]]]
-    return said + ([f"HER2: {len(off)} of {len(mine)} patches lie in another class than their score says (cut-points {CUTS[0]} and {CUTS[1]}): {some(off)}."] if off else [])
+    return said + (
+        [
+            f"HER2: {len(off)} of {len(mine)} patches lie in another class than their score says (cut-points {CUTS[0]}"
+            f" and {CUTS[1]}): {some(off)}."
+        ]
+        if off
+        else []
+    )
 
 # %% ../../../nbs/00_data/10_private/03_her2.ipynb #72c99954
 def _patch(path:Path, size:int) -> np.ndarray: # uint8, size×size×3
     "Read one patch as RGB, scaled to a square; ValueError naming the file when it is damaged"
     from PIL import Image
     try:
-        with Image.open(path) as image: return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
     except Exception as e: # damage shows in errors of any class; a bomb is refused by its declared size
         raise ValueError(f"{path} cannot be read as an image ({type(e).__name__}: {e}). Copy it again.") from e
 

@@ -31,12 +31,47 @@ class Collection:
     classes: int = 2
 
 COLLECTIONS = {
-    "brats": Collection("BraTS 2018", ("brats", "brats18", "brats2018", "miccaibrats2018", "miccaibrats2018datatraining", "miccaibrats18datatraining"),
-                        lambda folder: _brats_patients(folder, MODALITIES), read_brats, 4, 1, 4 * 285, "patient", "at https://www.med.upenn.edu/sbia/brats2018/data.html"),
-    "refuge": Collection("REFUGE-2", ("refuge", "refuge1", "refuge2", "refugechallenge", "refuge2challenge"),
-                         _refuge_files, read_refuge, 1, 3, 1200, None, "at https://refuge.grand-challenge.org"),
-    "her2": Collection("HER2", ("her2", "her2neu", "her2patches"), _her2_files, read_her2, 1, 3, 3 * 241, "patch",
-                       "from the authors of Gavrielides et al. 2011 and Keay et al. 2013, since it is not public", 3),
+    "brats": Collection(
+        "BraTS 2018",
+        (
+            "brats",
+            "brats18",
+            "brats2018",
+            "miccaibrats2018",
+            "miccaibrats2018datatraining",
+            "miccaibrats18datatraining",
+        ),
+        lambda folder: _brats_patients(folder, MODALITIES),
+        read_brats,
+        4,
+        1,
+        4 * 285,
+        "patient",
+        "at https://www.med.upenn.edu/sbia/brats2018/data.html",
+    ),
+    "refuge": Collection(
+        "REFUGE-2",
+        ("refuge", "refuge1", "refuge2", "refugechallenge", "refuge2challenge"),
+        _refuge_files,
+        read_refuge,
+        1,
+        3,
+        1200,
+        None,
+        "at https://refuge.grand-challenge.org",
+    ),
+    "her2": Collection(
+        "HER2",
+        ("her2", "her2neu", "her2patches"),
+        _her2_files,
+        read_her2,
+        1,
+        3,
+        3 * 241,
+        "patch",
+        "from the authors of Gavrielides et al. 2011 and Keay et al. 2013, since it is not public",
+        3,
+    ),
 }
 
 # %% ../../../nbs/00_data/10_private/00_local.ipynb #ebc26def
@@ -45,11 +80,16 @@ def _by_name(name:str, data_dir=None): # (key of COLLECTIONS, folder), or None w
     kind = next((k for k, c in COLLECTIONS.items() if plain(name) in c.names), None)
     if kind is None: return None
     c, folders, here = COLLECTIONS[kind], data_folders(data_dir), {}
-    for p in (p for f in folders if f.is_dir() for p in visible(f) if p.is_dir() and plain(p.name) in c.names): here.setdefault(plain(p.name), p)
-    if not here: raise FileNotFoundError(
-        f"{c.title} is not there. It may not be downloaded by a program: ask for it {c.address} (there is an agreement to sign), then put its folder, "
-        f"called {kind}, into {' or '.join(map(str, folders))}. Or give the folder's path instead of a name.")
-    if plain(name) not in here and len(here) > 1: raise ValueError(f"{name!r} may mean {' or '.join(str(p) for p in here.values())}. Give one of the paths.")
+    for p in (p for f in folders if f.is_dir() for p in visible(f) if p.is_dir() and plain(p.name) in c.names):
+        here.setdefault(plain(p.name), p)
+    if not here:
+        raise FileNotFoundError(
+            f"{c.title} is not there. It may not be downloaded by a program: ask for it {c.address} (there is an"
+            f" agreement to sign), then put its folder, called {kind}, into {' or '.join(map(str, folders))}. Or give"
+            " the folder's path instead of a name."
+        )
+    if plain(name) not in here and len(here) > 1:
+        raise ValueError(f"{name!r} may mean {' or '.join(str(p) for p in here.values())}. Give one of the paths.")
     folder = here.get(plain(name), next(iter(here.values())))
     c.files(folder)
     return kind, folder
@@ -70,7 +110,8 @@ def _read(kind:str, folder:Path, image_size=None) -> tuple: # (name, ImageSet, n
     "Read the collection `kind` from `folder`; image_size None: 128 pixels a side"
     c, notices = COLLECTIONS[kind], []
     images = c.read(folder, image_size=128 if image_size is None else image_size, notices=notices)
-    if len(images) != c.published: notices.append(f"{c.title} was published with {c.published:,} images; this copy has {len(images):,}.")
+    if len(images) != c.published:
+        notices.append(f"{c.title} was published with {c.published:,} images; this copy has {len(images):,}.")
     return kind if plain(folder.name) in c.names else folder.name, images, notices
 
 # %% ../../../nbs/00_data/10_private/00_local.ipynb #34122934
@@ -78,8 +119,10 @@ def _collection_rows(data_dir=None) -> list: # of dict
     "What `list_datasets` says about the collections"
     rows = []
     for kind, c in COLLECTIONS.items():
-        try: n, where = c.each * len(c.files(_by_name(kind, data_dir)[1])[0]), "data folder"
-        except FileNotFoundError: n, where = c.published, "your own copy (agreement needed)"
+        try:n, where = c.each * len(c.files(_by_name(kind, data_dir)[1])[0]), "data folder"
+        except FileNotFoundError:n, where = c.published, "your own copy (agreement needed)"
         except (ValueError, OSError) as e: n, where = 0, f"data folder (unreadable: {type(e).__name__})"
-        rows.append({"name": kind, "images": n, "side": "any", "channels": c.channels, "classes": c.classes, "where": where})
+        rows.append(
+            {"name": kind, "images": n, "side": "any", "channels": c.channels, "classes": c.classes, "where": where}
+        )
     return rows

@@ -27,15 +27,20 @@ from ..images import ImageSet
 # %% ../../../nbs/00_data/10_private/02_refuge.ipynb #7ff7a925
 def _label_table(path:Path): # {file name: 0 or 1}, or None when this is no table of labels
     "Read a table with the columns ImgName and Label(Glaucoma=1); ValueError for other labels or names that occur twice"
-    try: table = pd.read_csv(path, sep=None, engine="python", dtype=str, encoding="utf-8-sig")
-    except csv.Error: return None  # no separator: a single column cannot hold names and labels
+    try:table = pd.read_csv(path, sep=None, engine="python", dtype=str, encoding="utf-8-sig")
+    except csv.Error:return None  # no separator: a single column cannot hold names and labels
     except (ValueError, OSError) as e: raise ValueError(f"{path} cannot be read as a table ({e}).") from e
     name, label = [[c for c in table if test(plain(c))] for test in (lambda c: c == "imgname", lambda c: "label" in c)]
     if not name: return None
-    if len(label) != 1: raise ValueError(f"{path} needs one column of labels, such as Label(Glaucoma=1); it has: {', '.join(table)}.")
+    if len(label) != 1:
+        raise ValueError(f"{path} needs one column of labels, such as Label(Glaucoma=1); it has: {', '.join(table)}.")
     names, values = table[name[0]].str.strip(), table[label[0]].str.strip()
     odd = table[~values.isin(["0", "1"]) | names.isna() | names.duplicated()]
-    if len(odd): raise ValueError(f"{path}: every image needs one row, with label 0 or 1; row {odd.index[0] + 2} says: {', '.join(map(str, odd.iloc[0]))}.")
+    if len(odd):
+        raise ValueError(
+            f"{path}: every image needs one row, with label 0 or 1; row {odd.index[0] + 2} says:"
+            f" {', '.join(map(str, odd.iloc[0]))}."
+        )
     return dict(zip(names, values.astype(int), strict=True))
 
 # %% ../../../nbs/00_data/10_private/02_refuge.ipynb #aa507f8c
@@ -53,14 +58,19 @@ def _label(path:Path, tables:dict): # 0, 1, or None when nobody says
     if (y := EYES.get(plain(path.parent.name))) is not None: return y
     if path.parent not in tables: tables[path.parent] = _beside(path.parent)
     table = tables[path.parent]
-    if table and path.name not in table: raise ValueError(f"{path} is not in the table of labels beside it, which has {len(table)} names.")
+    if table and path.name not in table:
+        raise ValueError(f"{path} is not in the table of labels beside it, which has {len(table)} names.")
     return table.get(path.name)
 
 # %% ../../../nbs/00_data/10_private/02_refuge.ipynb #003eec5b
 def _excel(folder:Path) -> str:
     "What to do about Excel tables, if there are any"
     names = sorted(p.name for p in folder.rglob("*.xlsx"))
-    return f" Excel tables are not read ({', '.join(names[:3])}): save the sheet as .csv beside the images." if names else ""
+    return (
+        f" Excel tables are not read ({', '.join(names[:3])}): save the sheet as .csv beside the images."
+        if names
+        else ""
+    )
 
 # %% ../../../nbs/00_data/10_private/02_refuge.ipynb #4b480d96
 def _refuge_files(folder) -> tuple: # ([(label, path)], [notices])
@@ -69,9 +79,12 @@ def _refuge_files(folder) -> tuple: # ([(label, path)], [notices])
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg") and not p.name.startswith("."))
     labels = [_label(f, tables) for f in files]
     no, yes, unknown = [labels.count(y) for y in (0, 1, None)]
-    if not (no and yes): raise ValueError(
-        f"REFUGE needs JPEG images of both classes, in folders Glaucoma/ and Non-Glaucoma/ or beside a .csv with ImgName and Label(Glaucoma=1). "
-        f"Found: {yes} with glaucoma, {no} without, {unknown} without a label.{_excel(folder)} {contents(folder)}")
+    if not (no and yes):
+        raise ValueError(
+            "REFUGE needs JPEG images of both classes, in folders Glaucoma/ and Non-Glaucoma/ or beside a .csv with"
+            f" ImgName and Label(Glaucoma=1). Found: {yes} with glaucoma, {no} without, {unknown} without a"
+            f" label.{_excel(folder)} {contents(folder)}"
+        )
     said = f"REFUGE: {unknown} of {len(files)} images were left out because they have no label.{_excel(folder)}"
     return [(y, f) for y, f in zip(labels, files, strict=True) if y is not None], [said] if unknown else []
 
