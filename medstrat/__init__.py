@@ -1,15 +1,6 @@
+"Deep generative clustering of medical images: a book that runs. `__init__.pyi` lists the names; each is imported when it is first asked for."
 __version__ = "0.1.0"
 
+import lazy_loader
 
-def __getattr__(name):
-    "Import the module that exports `name` when it is first asked for: `import medstrat` itself loads nothing heavy (PEP 562)."
-    from importlib import import_module
-    from ._modidx import d
-    for module, symbols in d["syms"].items():
-        if not name.startswith("_") and f"{module}.{name}" in symbols: return getattr(import_module(module), name)
-    raise AttributeError(f"module 'medstrat' has no attribute {name!r}")
-
-
-def __dir__():
-    from ._modidx import d
-    return sorted({s.rpartition(".")[2] for m, syms in d["syms"].items() for s in syms if s.count(".") == m.count(".") + 1 and "._" not in s})
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
