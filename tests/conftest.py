@@ -16,7 +16,7 @@ import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from medstrat.data import folders  # noqa: E402
+from medstrat.data.sources import forget_notices  # noqa: E402
 from medstrat.data.images import ImageSet  # noqa: E402
 from medstrat.training.registry import get_method, list_methods  # noqa: E402
 
@@ -137,7 +137,7 @@ def alone(monkeypatch, tmp_path):
     "No data folder and no cache but those of the test; notices are said again"
     monkeypatch.delenv("MEDSTRAT_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folders._said.clear()
+    forget_notices()
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from medstrat import cli
 from medstrat.data.private import brats as chapter
 from medstrat.data.private.brats import read_brats
-from medstrat.data.private.local import COLLECTIONS
+from medstrat.data.private.local import Collection
+from medstrat.data.sources import list_sources
 from medstrat.data.private.refuge import read_refuge
 from medstrat.data.sources import list_datasets, load_dataset
 from medstrat.runs.requests import find_dataset
@@ -321,7 +322,7 @@ def test_the_lists(brats, refuge, tmp_path):
     (brats[0] / "LGG").rename(brats[0] / "lost")
     assert "unreadable" in list_datasets(brats[0].parent).set_index("name").loc["brats", "where"]
     got = CliRunner().invoke(cli.app, ["datasets", "--data-dir", str(tmp_path)])
-    assert got.exit_code == 0 and got.output.count("your own copy (agreement needed)") == len(COLLECTIONS)
+    assert got.exit_code == 0 and got.output.count("your own copy (agreement needed)") == sum(isinstance(s, Collection) for s in list_sources())
 
 
 @pytest.mark.parametrize("kind", ["brats", "refuge"])

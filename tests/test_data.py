@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medstrat.data import folders
+from medstrat.data.sources import forget_notices
 from medstrat.data import images
-from medstrat.data import sources as named
+from medstrat.data.known import medmnist as named
 from medstrat.data.arrays import as_images, resize
 from medstrat.data.images import ImageSet
 from medstrat.data.sources import list_datasets, load_dataset
@@ -51,7 +51,7 @@ def alone(monkeypatch, tmp_path):
     monkeypatch.delenv("MEDSTRAT_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    folders._said.clear()
+    forget_notices()
 
 
 @pytest.fixture
