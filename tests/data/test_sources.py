@@ -152,6 +152,7 @@ def test_of_two_sources_with_one_name_the_lower_number_is_asked(made):
     assert load_dataset("twice").train.table["from"][0] == "Early" and len(load_dataset("digits").train) == 1438
     made(("twice",), 40, "Early")   # registered again: in place of the first
     assert sum(s.order == 40 for s in list_sources()) == 1
+    assert Source().rows() == [] and Source().known() == [] and Source().at(Path("x")) is None
     with pytest.raises(NotImplementedError, match="does not say how to read"): Source().read(Place(Source(), "x"))
 
 

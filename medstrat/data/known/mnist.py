@@ -55,11 +55,11 @@ def _read_idx(raw:bytes) -> np.ndarray:
 # %% ../../../nbs/00_data/09_known/02_mnist.ipynb #b3199fb1
 def _from_mirrors(mirrors:list, file:str, md5:str, folder:Path) -> Path:
     "Download a file from the first mirror that has it; OSError or ValueError of the last one"
-    for last, mirror in enumerate(mirrors, 1 - len(mirrors)):
+    *others, last = mirrors
+    for mirror in others:
         try: return fetch(mirror + file, md5, file, folder)
-        except (OSError, ValueError):
-            if not last: raise
-    raise ValueError(f"There is no mirror for {file}.")
+        except (OSError, ValueError): pass
+    return fetch(last + file, md5, file, folder)
 
 # %% ../../../nbs/00_data/09_known/02_mnist.ipynb #80b5b56d
 def fetch_mnist(

@@ -81,5 +81,8 @@ def test_two_tables_of_labels_are_one_too_many(tmp_path):
     for i in range(2): photograph(tmp_path / f"V{i}.jpg", np.random.default_rng(0))
     for name in ("a", "b"): (tmp_path / f"{name}.csv").write_text("ImgName,Label\nV0.jpg,1\nV1.jpg,0\n")
     with pytest.raises(ValueError, match="several tables of labels: a.csv, b.csv. Keep one"): read_refuge(tmp_path, 10)
-    (tmp_path / "b.csv").write_text("one column\nV0.jpg\n")   # no table of labels
-    assert read_refuge(tmp_path, 10).labels.tolist() == [1, 0]
+    for text in ("V0\n", "a,b\n1,2\n"):   # no table of labels
+        (tmp_path / "b.csv").write_text(text)
+        assert read_refuge(tmp_path, 10).labels.tolist() == [1, 0]
+    (tmp_path / "b.csv").write_bytes(b"ImgName,Label\n\xff,1\n")
+    with pytest.raises(ValueError, match="b.csv cannot be read as a table"): read_refuge(tmp_path, 10)
