@@ -16,6 +16,7 @@ import warnings
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,14 +30,14 @@ from .splits import Splits, group_codes, group_column, parts_with_target, split
 @dataclass(frozen=True)
 class Place:
     "A set that was found, but not yet read"
-    source: "Source"        # who reads it
+    source: Any             # who reads it: a Source, see below
     name: str               # of the set
     path: Path|None = None  # file or folder that was given; None: the source knows where to look
     size: int|None = None   # which of several files, by pixels a side; None: there is no choice
-    data_dir: object = None # data folder that was given; None: the usual ones
+    data_dir: Any = None    # data folder that was given; None: the usual ones
 
-    def read(self, image_size:int|None=None, download:bool=True) -> "Parts":
-        "The images; see `Source.read`"
+    def read(self, image_size:int|None=None, download:bool=True): # -> Parts, see below
+        "The images"
         return self.source.read(self, image_size, download)
 
 # %% ../../nbs/00_data/08_sources.ipynb #4fa1a979
@@ -80,7 +81,7 @@ class Source:
         "The images; `image_size` may be ignored, since they are resized afterwards"
         raise NotImplementedError(f"{type(self).__name__} does not say how to read {place.name}.")
 
-    def rows(self, data_dir=None) -> list: # of dict, see `row`
+    def rows(self, data_dir=None) -> list: # of dict, see row
         "What `list_datasets` says about the sets of this source"
         return []
 
@@ -105,7 +106,7 @@ def row(
 _sources: dict = {}
 
 def register_source(
-    cls: type, # a subclass of `Source` that can be made without arguments
+    cls: type, # a subclass of Source that can be made without arguments
 ) -> type:
     "Class decorator: make a source known"
     _sources[cls.__qualname__] = cls()
@@ -241,7 +242,7 @@ def _checksum(parts:Parts) -> str: # SHA-256, 64 hexadecimal digits
 
 # %% ../../nbs/00_data/08_sources.ipynb #d1d5b336
 def load_dataset(
-    name,                  # of a set (see `list_datasets`), or the path of an .npz file or a folder
+    name,                  # of a set (see list_datasets), or the path of an .npz file or a folder
     *,
     size:int=28,           # which of MedMNIST's files: 28, 64, 128 or 224 pixels a side
     image_size:int|None=None, # resize to this side, in pixels; None: as stored
