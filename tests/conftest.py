@@ -16,7 +16,7 @@ import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from medstrat.data import folders  # noqa: E402
+from medstrat.data.sources import forget_notices  # noqa: E402
 from medstrat.data.images import ImageSet  # noqa: E402
 from medstrat.training.registry import get_method, list_methods  # noqa: E402
 
@@ -137,10 +137,130 @@ def alone(monkeypatch, tmp_path):
     "No data folder and no cache but those of the test; notices are said again"
     monkeypatch.delenv("MEDSTRAT_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folders._said.clear()
+    forget_notices()
 
 
 @pytest.fixture(scope="session")
 def fitted():
     "One fitted estimator of each method; tests must not change them"
     return Lazy(lambda method: ready(method).fit(cohort()))
+
+
+# ---- sets of images in files
+
+def grey(n, side=8, rng=np.random.RandomState(0)): return rng.randint(0, 256, (n, side, side), np.uint8)
+
+
+def arrays(side=8, **n):
+    "Arrays of a small set in MedMNIST's key order: arrays(train=40, test=10)"
+    return {f"{p}_{k}": v for p, m in n.items() for k, v in {"images": grey(m, side), "labels": (np.arange(m) % 2)[:, None]}.items()}
+
+
+@pytest.fixture
+def save(tmp_path):
+    "save(name, **arrays) writes an npz into the test's data folder and returns its path"
+    def write(name, **kw):
+        np.savez(tmp_path / f"{name}.npz", **kw)
+        return tmp_path / f"{name}.npz"
+    return write
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    "Serve a folder on this machine: serve(folder) → address"
+    import http.server
+    import threading
+    servers = []
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args): pass
+    def start(folder):
+        s = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+        threading.Thread(target=s.serve_forever, daemon=True).start()
+        servers.append(s)
+        return f"http://127.0.0.1:{s.server_port}/"
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield start
+    for s in servers: s.shutdown(); s.server_close()
+
+
+# ---- collections in folders: small files in the layout of BraTS 2018, REFUGE-2 and HER2
+
+def volume(rng, bright=False):
+    "20×20×10 voxels (left–posterior–superior, as BraTS stores them): a brain in slices 2 to 8, and its tumour in 4 to 6, most in 5"
+    brain, seg = np.zeros((20, 20, 10), bool), np.zeros((20, 20, 10), np.int16)
+    brain[3:17, 2:18, 2:9] = True
+    seg[5:8, 5:8, 4:7] = 2
+    seg[4:9, 4:9, 5] = 4
+    v = rng.integers(300, 900, brain.shape) * brain
+    v[seg > 0] += 1000 * bright
+    return v.astype(np.int16), seg
+
+
+def write_brats(root, hgg=6, lgg=4, end=".nii.gz", seed=0):
+    "Write patients; returns what was written, {(patient, kind): array}"
+    import nibabel as nib
+    rng, written = np.random.default_rng(seed), {}
+    for grade, n, centre in (("HGG", hgg, "CBICA"), ("LGG", lgg, "TCIA09")):
+        (root / grade).mkdir(parents=True, exist_ok=True)
+        for i in range(n):
+            patient = f"Brats18_{centre}_{i:03}_1"
+            (root / grade / patient).mkdir()
+            for kind in ("t1", "t1ce", "t2", "flair", "seg"):
+                v, seg = volume(rng, bright=grade == "HGG" and kind == "t1ce")
+                written[patient, kind] = seg if kind == "seg" else v
+                nib.save(nib.Nifti1Image(written[patient, kind], np.diag([-1., -1, 1, 1])), root / grade / patient / f"{patient}_{kind}{end}")
+    return written
+
+
+def write_refuge(root, yes=4, no=8, size=(40, 36), seed=0):
+    rng = np.random.default_rng(seed)
+    for kind, n, letter, level in (("Glaucoma", yes, "g", 200), ("Non-Glaucoma", no, "n", 80)):
+        folder = root / "Training400" / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        for i in range(n): photograph(folder / f"{letter}{i:04}.jpg", rng, size, level)
+
+
+def photograph(path, rng, size=(40, 36), level=100, **kw):
+    from PIL import Image
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((level + rng.integers(0, 50, (size[1], size[0], 3))).astype(np.uint8)).save(path, quality=95, **kw)
+
+
+def write_her2(root, patches=12, end=".jpg", names="class{}", scores=True, seed=0):
+    "`patches` of 3 classes from 3 scanners, two patches a slide; the class is in the brightness. Returns the mean score of each patch"
+    import pandas as pd
+    from PIL import Image
+    rng, rows = np.random.default_rng(seed), {}
+    for i in range(patches):
+        label = i * 3 // patches
+        folder = root / names.format(label + 1)
+        folder.mkdir(parents=True, exist_ok=True)
+        for code, side in zip(("FD", "H1", "ND") if i % 2 else ("FD", "H2", "ND"), (30, 41, 36), strict=True):
+            x = 60 + 70 * label + rng.integers(0, 20, (side - 4, side, 3))
+            Image.fromarray(x.astype(np.uint8)).save(folder / f"P{i:02}_{code}{end}")
+        rows[f"P{i:02}"] = rng.integers(33 * label + 2, 33 * label + 31, 7)
+    if scores:
+        table = pd.DataFrame(rows).T.set_axis([f"s{j}" for j in range(1, 8)], axis=1).rename_axis("patch").reset_index()
+        table.assign(slide=[f"S{i // 2}" for i in range(patches)]).to_csv(root / "scores.csv", index=False)
+    return {k: v.mean() for k, v in rows.items()}
+
+
+@pytest.fixture
+def brats(tmp_path):
+    folder = tmp_path / "data" / "MICCAI_BraTS_2018_Data_Training"
+    folder.mkdir(parents=True)
+    (folder / "survival_data.csv").write_text("Brats18ID,Age\n")
+    return folder, write_brats(folder)
+
+
+@pytest.fixture
+def refuge(tmp_path):
+    folder = tmp_path / "data" / "REFUGE2"
+    write_refuge(folder)
+    return folder
+
+
+@pytest.fixture
+def her2(tmp_path):
+    folder = tmp_path / "data" / "HER2"
+    return folder, write_her2(folder)

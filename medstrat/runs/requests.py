@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from ..data.sources import _resolve
+from ..data.sources import find_source
 from ..data.names import match_name
 from ..training.parameters import parameters
 from ..training.presets import CHAINS, resolve
@@ -94,7 +94,7 @@ class Request:
 # %% ../../nbs/06_runs/00_requests.ipynb #f7dd55d0
 def find_dataset(name, data_dir=None):
     "Is there a data set of this name? A `ValueError` with near matches if not; nothing is loaded."
-    _resolve(name, 28, data_dir)
+    find_source(name, data_dir=data_dir)
 
 def _whole(seed):
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:

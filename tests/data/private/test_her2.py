@@ -1,43 +1,15 @@
 "HER2 patches in folders: small files of that layout, good ones and broken ones."
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import write_her2
 from PIL import Image
 
 from medstrat.data.private.her2 import read_her2
-from medstrat.data.sources import list_datasets, load_dataset
-from medstrat.runs.requests import find_dataset
-from medstrat.runs.records import finish, start_run
-
-CODES = ("FD", "H1", "ND")
+from medstrat.data.sources import find_source, list_datasets, load_dataset
 
 
 pytestmark = pytest.mark.usefixtures("alone")
-
-
-def write(root, patches=12, end=".jpg", names="class{}", scores=True, seed=0):
-    "`patches` of 3 classes from 3 scanners, two patches a slide; the class is in the brightness. Returns the mean score of each patch"
-    rng, rows = np.random.default_rng(seed), {}
-    for i in range(patches):
-        label = i * 3 // patches
-        folder = root / names.format(label + 1)
-        folder.mkdir(parents=True, exist_ok=True)
-        for code, side in zip(CODES if i % 2 else ("FD", "H2", "ND"), (30, 41, 36), strict=True):
-            x = 60 + 70 * label + rng.integers(0, 20, (side - 4, side, 3))
-            Image.fromarray(x.astype(np.uint8)).save(folder / f"P{i:02}_{code}{end}")
-        rows[f"P{i:02}"] = rng.integers(33 * label + 2, 33 * label + 31, 7)
-    if scores:
-        table = pd.DataFrame(rows).T.set_axis([f"s{j}" for j in range(1, 8)], axis=1).rename_axis("patch").reset_index()
-        table.assign(slide=[f"S{i // 2}" for i in range(patches)]).to_csv(root / "scores.csv", index=False)
-    return {k: v.mean() for k, v in rows.items()}
-
-
-@pytest.fixture
-def her2(tmp_path):
-    folder = tmp_path / "data" / "HER2"
-    return folder, write(folder)
 
 
 def test_columns_and_images(her2):
@@ -56,8 +28,8 @@ def test_columns_and_images(her2):
 
 
 def test_other_endings_folder_names_and_modes(tmp_path):
-    write(tmp_path / "a", end=".png", names="Class{} JPG")
-    write(tmp_path / "b", end=".tif", names="class{}jpg")
+    write_her2(tmp_path / "a", end=".png", names="Class{} JPG")
+    write_her2(tmp_path / "b", end=".tif", names="class{}jpg")
     a, b = (read_her2(tmp_path / x, 12) for x in "ab")
     assert np.array_equal(a.images, b.images) and a.table.equals(b.table)
     for x in "ab": (tmp_path / x / "scores.csv").unlink()
@@ -71,7 +43,7 @@ def test_other_endings_folder_names_and_modes(tmp_path):
 # ---- scores
 
 def test_no_scores(tmp_path):
-    write(tmp_path, scores=False)
+    write_her2(tmp_path, scores=False)
     said = []
     with pytest.warns(UserWarning, match="there is no scores.csv"): s = read_her2(tmp_path, 12, said)
     assert list(s.table) == ["label", "scanner", "score", "patch"] and s.table.score.isna().all() and s.table.score.dtype == float and len(said) == 1
@@ -136,7 +108,7 @@ def test_images_that_are_damaged_are_named(her2):
 def test_names_that_do_not_fit(her2, name, says):
     (her2[0] / name).parent.mkdir(exist_ok=True)
     (her2[0] / name).touch()
-    for read in (read_her2, find_dataset):   # a run fails before anything is loaded
+    for read in (read_her2, find_source):   # a run fails before anything is loaded
         with pytest.raises(ValueError, match=says): read(her2[0])
 
 
@@ -169,14 +141,14 @@ def test_names_and_paths(her2, monkeypatch, tmp_path):
     assert "HER2 was published with 723 images; this copy has 36" in first.notices[0]
     with pytest.raises(FileNotFoundError, match="HER2 is not there.*ask for it from the authors of Gavrielides et al. 2011 and Keay et al. 2013, since it is not public"):
         load_dataset("her2", data_dir=tmp_path)
-    with pytest.raises(ValueError, match="Did you mean .*'her2'"): find_dataset("her3", tmp_path)
+    with pytest.raises(ValueError, match="Did you mean .*'her2'"): find_source("her3", data_dir=tmp_path)
     row = list_datasets(folder.parent).set_index("name").loc["her2"]
     assert row[["images", "channels", "classes", "where"]].to_list() == [36, 3, 3, "data folder"]
 
 
 @pytest.mark.parametrize("group", ["patch", "slide"])
 def test_no_patch_is_torn(tmp_path, group):
-    write(tmp_path / "many", 60)
+    write_her2(tmp_path / "many", 60)
     s = load_dataset(tmp_path / "many", image_size=12, carve_val=True, **({} if group == "patch" else {"group": "slide"}))
     seen = [set(getattr(s, p).table[group]) for p in s.split_names]
     assert s.split_names == ("train", "val", "test") and sum(map(len, seen)) == len(set.union(*seen)) == (60 if group == "patch" else 30)
@@ -186,8 +158,15 @@ def test_no_patch_is_torn(tmp_path, group):
     assert f"grouped by {group}" in s.notices[-1]
 
 
-def test_a_run(her2, tmp_path):
-    run = start_run("pixels + k-means", dataset=str(her2[0]), out=tmp_path / "runs", n_clusters=3, image_size=16)
-    record = json.loads((finish(run) / "run.json").read_text())
-    assert record["dataset"] == "her2" and sum(record["images"].values()) == 36 and record["images"]["test"] % 3 == 0
-    assert record["metrics"]["stat_accuracy"] == 1   # dark, gray and bright patches: not to be missed
+def test_at_the_cut_points_both_classes_pass(her2):
+    folder, means = her2
+    edge = {p: (33, 66, 66)[int(p[1:]) // 4] for p in means} | {"P04": 33, "P05": 66.5}
+    pd.DataFrame({"patch": list(edge), "score": list(edge.values())}).to_csv(folder / "scores.csv", index=False)
+    said = []
+    with pytest.warns(UserWarning, match="1 of 12 patches lie in another class"): read_her2(folder, 12, said)
+    assert said == ["HER2: 1 of 12 patches lie in another class than their score says (cut-points 33 and 66): P05."]
+
+
+def test_two_copies_side_by_side(her2):
+    write_her2(her2[0].parent / "again")
+    with pytest.raises(ValueError, match="Several have them: HER2, again; give one"): read_her2(her2[0].parent)

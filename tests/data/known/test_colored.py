@@ -12,8 +12,7 @@ from scipy.stats import chi2_contingency
 
 from medstrat.data.known.colored import COLORED, PALETTE, colored_sets, colorize, paint
 from medstrat.data.images import ImageSet
-from medstrat.data.sources import list_datasets, load_dataset
-from medstrat.runs.requests import find_dataset
+from medstrat.data.sources import find_source, list_datasets, load_dataset
 
 REAL = os.environ.get("MEDSTRAT_DATA")
 REAL = REAL if REAL and (Path(REAL) / "mnist.npz").is_file() else None
@@ -104,11 +103,11 @@ def test_the_usual_choices_work():
 
 @pytest.mark.parametrize("text, near", [("coloured-mnist", "'colored-mnist'"), ("colored-digit", "'colored-digits'"), ("colormnist", "'colored-mnist'"), ("colored-mnist-crosed", "'colored-mnist-crossed'")])
 def test_near_names(text, near):
-    with pytest.raises(ValueError, match=f"Did you mean .*{near}"): find_dataset(text)
+    with pytest.raises(ValueError, match=f"Did you mean .*{near}"): find_source(text)
 
 
 def test_names_and_lists(tmp_path):
-    for text in ("colored-mnist", "Colored MNIST", "COLORED_MNIST_10", "colored-mnist-10-crossed"): find_dataset(text)
+    for text in ("colored-mnist", "Colored MNIST", "COLORED_MNIST_10", "colored-mnist-10-crossed"): find_source(text)
     rows = list_datasets(tmp_path).set_index("name")
     assert set(COLORED) <= set(rows.index) and rows.loc["colored-digits", ["images", "channels", "classes", "where"]].to_list() == [901, 3, 5, "embedded"]
     assert set(rows.loc[[n for n in COLORED if "mnist" in n], "where"]) == {"download"} and list_datasets(tmp_path).name.is_unique
@@ -188,6 +187,12 @@ def test_the_list_counts_right(name):
     assert sum(len(getattr(s, p)) for p in s.split_names) == COLORED[name].images == list_datasets(REAL).set_index("name").loc[name, "images"]
     k = COLORED[name].k
     assert set(s.train.table.digit) == set(range(k)) and set(s.train.table.color) == set(list(PALETTE)[:k])
+
+
+@pytest.mark.filterwarnings("ignore:mnist.npz is not")
+def test_a_crossed_set_needs_all_digits_among_every_hundredth(tmp_path):
+    save_mnist(tmp_path, train=300)
+    with pytest.raises(ValueError, match="Too few.*each among every 100th image"): load_dataset("colored-mnist-crossed", data_dir=tmp_path)
 
 
 MNIST = ["e8da95f4", "703d061a"]
