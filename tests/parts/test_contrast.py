@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medstrat.parts.contrast import nt_xent, partner_found
+
+
 def slow_nt_xent(z1, z2, tau, denominator):
     "Eq. 1, one pair at a time, in float64, the exponentials shifted by the largest"
     z = np.concatenate([np.asarray(z1, np.float64), np.asarray(z2, np.float64)])

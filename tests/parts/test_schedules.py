@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from medstrat.parts.schedules import lars, learning_rate_factor, warmup_cosine
+
+
 def slow_rate(epoch, epochs, start, peak, end, rise):
     if epoch <= rise: return start + (peak - start) * epoch / rise
     return end + (peak - end) * (1 + math.cos(math.pi * (epoch - rise) / (epochs - rise))) / 2
