@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sklearn.exceptions import ConvergenceWarning
 
-from medstrat.parts.choice import choose_n_clusters, find_elbow
 from medstrat.data.pictures import (
     cluster_colors,
     example_images,
@@ -34,7 +33,6 @@ from medstrat.evaluation.metrics import (
     paper_probe_predict,
     probe_predict,
 )
-from medstrat.parts.matching import StatisticalMapping, one_to_one
 from medstrat.evaluation.protocol import evaluate
 
 
@@ -169,18 +167,6 @@ def test_paper_probe_depends_on_its_seed_alone():
 pairs = st.integers(1, 60).flatmap(lambda n: st.tuples(*(st.lists(st.integers(0, 6), min_size=n, max_size=n).map(np.array) for _ in range(2))))
 
 
-@settings(max_examples=60, deadline=None)
-@given(pairs, st.randoms(use_true_random=False))
-def test_renaming_clusters_changes_no_mapping_score(pair, random):
-    clusters, labels = pair
-    rename = np.array(random.sample(range(7), 7))
-    score = lambda c: (np.mean(StatisticalMapping().fit(c, labels, 7).predict(c) == labels), np.mean(one_to_one(c, labels) == labels))
-    many, one = score(clusters)
-    assert score(rename[clusters]) == pytest.approx((many, one))
-    assert one <= many # a one-to-one matching is one of the many-to-one maps
-    assert many >= np.bincount(labels).max() / len(labels)
-
-
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 50), st.integers(0, 50), st.integers(0, 5))
 def test_interval_holds_the_estimate(n, right, seed):
@@ -188,12 +174,6 @@ def test_interval_holds_the_estimate(n, right, seed):
     low, high = bootstrap_interval(correct, seed=seed)
     assert 0 <= low <= correct.mean() <= high <= 1
     assert (low, high) == bootstrap_interval(correct, seed=seed)
-
-
-def test_empty_clusters_take_the_majority_and_ties_the_smallest():
-    mapping = StatisticalMapping().fit(np.array([1, 1, 3, 3, 3]), np.array([2, 1, 5, 5, 5]), 5)
-    assert mapping.cluster_labels_.tolist() == [5, 1, 5, 5, 5]
-    with pytest.raises(ValueError, match="cluster 5"): mapping.predict(np.array([5]))
 
 
 def test_knn_neighbours_are_exact():
@@ -206,34 +186,6 @@ def test_knn_neighbours_are_exact():
 def test_scores_of_a_constant_guess():
     scores = classification_scores(np.array([0] * 6 + [1] * 3 + [2]), np.zeros(10, int))
     assert scores == pytest.approx({"accuracy": .6, "balanced_accuracy": 1 / 3, "precision": .2, "recall": 1 / 3})
-
-
-# --- choice of K -------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("embedding, candidates, words", [
-    (np.zeros(5), range(2, 5), "(5,)"),
-    (np.zeros((3, 2)), range(2, 9), "only 3 points"),
-    (np.full((9, 2), np.nan), range(2, 5), "NaN"),
-    (np.random.default_rng(0).normal(size=(9, 2)), [2, 3], "at least three"),
-    (np.random.default_rng(0).normal(size=(9, 2)), [0, 2, 3], "≥ 1"),
-])
-def test_choice_refuses(embedding, candidates, words):
-    with pytest.raises(ValueError) as e: choose_n_clusters(embedding, candidates)
-    assert words in str(e.value)
-
-
-def test_choice_without_an_elbow_explains():
-    for curve in (np.zeros(5), 10. - np.arange(5)):
-        with pytest.raises(ValueError, match="pass n_clusters"): find_elbow(np.arange(2, 7), curve)
-
-
-def test_choice_finds_blobs_and_repeats():
-    rng = np.random.default_rng(0)
-    z = 20 * rng.normal(size=(6, 4))[rng.integers(6, size=500)] + rng.normal(size=(500, 4))
-    choice = choose_n_clusters(z, range(2, 15), random_state=3)
-    assert choice.n_clusters == 6 and choice.n_points == 500
-    np.testing.assert_array_equal(choice.inertia, choose_n_clusters(z, range(2, 15), random_state=3).inertia)
-    assert choice.plot().axes[0].get_xlabel() == "number of clusters K" and not plt.get_fignums()
 
 
 # --- figures -----------------------------------------------------------------------------------
