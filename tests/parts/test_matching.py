@@ -31,7 +31,7 @@ def test_empty_clusters_take_the_majority_and_ties_the_smallest():
 # ---- two clusterings
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(clusterings)
 def test_agreement_is_the_best_of_all_matchings(pair):
     a, b = pair[0], pair[1]
