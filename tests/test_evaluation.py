@@ -9,7 +9,6 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +22,7 @@ from medstrat.data.pictures import (
     plot_reconstructions,
     style,
 )
-from medstrat.parts.figures import embed_2d, plot_composition, plot_embedding, plot_history
+from medstrat.parts.figures import plot_composition
 from medstrat.evaluation.metrics import (
     Encoded,
     bootstrap_interval,
@@ -239,81 +238,13 @@ def test_prototypes_in_their_own_order_and_without_sizes():
     assert [t.get_text() for t in plot_prototypes(x, names={1: "b"}).axes[0].texts] == ["0\n0", "1\nb", "2\n2"]
 
 
-@pytest.mark.parametrize("K", [2, 40])
-@pytest.mark.parametrize("with_prototypes", [True, False])
-def test_embedding_pair_is_legible(K, with_prototypes):
-    rng = np.random.default_rng(0)
-    centres = rng.normal(size=(K, 2)) * 10
-    clusters = rng.integers(K, size=800)
-    xy = centres[clusters] + rng.normal(size=(800, 2))
-    fig = check(plot_embedding(xy, np.arange(800) % 3, clusters, centres if with_prototypes else None, classes={0: "normal", 1: "pneumonia", 2: "other"}))
-    left, right = fig.axes
-    assert sorted(int(t.get_text()) for t in right.texts) == list(range(K))
-    assert not overlapping(fig, right.texts)
-    assert [t.get_text() for t in left.get_legend().get_texts()] == ["normal", "pneumonia", "other"]
-
-
-def test_embedding_pair_survives_odd_maps():
-    check(plot_embedding(np.zeros((3, 2)), [0, 1, 1], [0, 0, 3]))
-    check(plot_embedding(np.zeros((1, 2)), [0], [0], np.zeros((2, 2))))
-    check(plot_embedding(np.c_[np.arange(50.), np.zeros(50)], np.arange(50) % 2, np.arange(50) % 4))
-
-
-@pytest.mark.parametrize("n", [1, 2, 3, 5, 20])
-def test_tiny_embeddings(n):
-    z = np.random.default_rng(0).normal(size=(n, 4))
-    xy, index, prototypes = embed_2d(z, z[:1])
-    assert xy.shape == (n, 2) and prototypes.shape == (1, 2) and np.isfinite(xy).all() and index.tolist() == list(range(n))
-
-
-def test_embedding_is_subsampled_and_repeats():
-    z = np.random.default_rng(0).normal(size=(200, 4))
-    xy, index, none = embed_2d(z, max_points=90, seed=4)
-    again, index_again, _ = embed_2d(z, max_points=90, seed=4)
-    assert none is None and len(np.unique(index)) == 90 and (np.diff(index) > 0).all()
-    np.testing.assert_array_equal(xy, again)
-    np.testing.assert_array_equal(index, index_again)
-    assert np.isfinite(embed_2d(np.ones((30, 3)))[0]).all()
-
-
-@pytest.mark.parametrize("K", [2, 40, 80])
-def test_composition_is_legible(K):
-    rng = np.random.default_rng(0)
-    fig = check(plot_composition(rng.integers(K, size=4000), rng.integers(9, size=4000)))
-    assert len(fig.axes[1].get_xticklabels()) == K
-    assert not overlapping(fig, fig.axes[1].get_xticklabels())
-    heights = np.array([p.get_height() for p in fig.axes[1].patches]).reshape(9, K)
-    np.testing.assert_allclose(heights.sum(0), 1)
-
-
-def test_composition_of_any_column():
-    fig = check(plot_composition(np.array([3, 3, 8]), np.array(["PA", "AP", "PA"]), top=1))
-    assert [t.get_text() for t in fig.axes[1].get_xticklabels()] == ["3"]
-    with pytest.raises(ValueError, match="pd.cut"): plot_composition(np.zeros(99, int), np.arange(99))
-
-
-@pytest.mark.parametrize("n_terms", [1, 2, 7])
-def test_history_of_any_shape(n_terms):
-    rows = [{"phase": p, "epoch": e, "loss": 1., "lr": .1, "seconds": 1.} | {f"{v}t{i}": float(e) for i in range(n_terms - 1) for v in ("", "val_")} for p in "abcd" for e in range(3)]
-    fig = check(plot_history(pd.DataFrame(rows)))
-    assert [ax.get_title() for ax in fig.axes if ax.get_visible()] == ["loss", *(f"t{i}" for i in range(n_terms - 1))]
-    assert not overlapping(fig, fig.legends[0].get_texts())
-    assert {"phase: a", "phase: b", "phase: c", "phase: d", "training"} <= {t.get_text() for t in fig.legends[0].get_texts()}
-
-
 @pytest.mark.parametrize("draw, words", [
     (lambda: plot_reconstructions(np.zeros((2, 4, 4)), np.zeros((2, 5, 5))), "do not pair"),
     (lambda: plot_reconstructions(np.zeros((2, 4, 4)), np.full((2, 4, 4), 2.)), "reconstructions are float64 from 2 to 2"),
     (lambda: plot_prototypes(np.zeros((2, 4, 4, 2))), "(2, 4, 4, 2)"),
     (lambda: plot_prototypes(np.zeros((2, 4, 4), np.int64)), "int64"),
     (lambda: plot_prototypes(np.zeros((2, 4, 4)), sizes=[1]), "one number a cluster"),
-    (lambda: plot_embedding(np.zeros((2, 2)), [0, 1], [0]), "labels[index]"),
-    (lambda: plot_history(pd.DataFrame({"phase": ["a"], "lss": [1.]})), "lss"),
-    (lambda: plot_history(pd.DataFrame({"phase": [], "loss": []})), "0 rows"),
     (lambda: example_images(np.zeros((2, 4, 4)), [0]), "2 images, 1 clusters"),
-    (lambda: plot_composition([0, 1], [0]), "2 clusters and 1 values"),
-    (lambda: embed_2d(np.zeros((3, 2)), np.zeros((1, 5))), "same number of columns"),
-    (lambda: embed_2d(np.full((3, 2), np.nan)), "NaN"),
 ])
 def test_figures_refuse(draw, words):
     with pytest.raises(ValueError) as e: draw()
