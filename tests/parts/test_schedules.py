@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from medstrat.parts.schedules import lars, learning_rate_factor, warmup_cosine
+from medstrat.parts.schedules import OPTIMIZERS, adam, lars, learning_rate_factor, warmup_cosine
 
 
 def slow_rate(epoch, epochs, start, peak, end, rise):
@@ -42,3 +42,24 @@ def test_courses_of_the_learning_rate():
 def test_the_printed_curve():
     rate = lambda e: warmup_cosine(e, 100, 0.01, 0.25, 0.05, 10)
     assert (rate(0), rate(5), rate(10), rate(55), rate(100), rate(101)) == pytest.approx((0.01, 0.13, 0.25, 0.15, 0.05, 0.05))
+
+
+def test_adam_takes_the_usual_steps():
+    torch.manual_seed(0)
+    layers = [nn.Linear(5, 3) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    for layer, optimizer in zip(layers, (adam(layers[0].parameters(), 1e-2), torch.optim.Adam(layers[1].parameters(), 1e-2)), strict=True):
+        for _ in range(20):
+            optimizer.zero_grad()
+            (layer(torch.ones(1, 5)) - 3).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(layers[0].weight, layers[1].weight, rtol=0, atol=1e-5)
+
+
+def test_optimisers_by_name():
+    for name, make in OPTIMIZERS.items():
+        w = nn.Parameter(torch.ones(2, 2))
+        optimizer = make([w], lr=0.1)
+        w.square().sum().backward(); optimizer.step()
+        assert not w.equal(torch.ones(2, 2)) and w.isfinite().all(), name
+    assert OPTIMIZERS["sgd"]([w], lr=0.1).defaults["momentum"] == 0.9
