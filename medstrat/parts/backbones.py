@@ -89,6 +89,7 @@ def _from_package(name) -> Path:
 # %% ../../nbs/02_parts/06_backbones.ipynb #aa2c7c14
 def _from_hub(name) -> Path:
     import huggingface_hub as hub
+    from huggingface_hub import constants
     cfg, file = find_backbone(name)[1], "model.safetensors"
     if not cfg.hf_hub_id:
         raise FileNotFoundError(f"timm knows no place with ImageNet weights for {name!r}. "
@@ -96,7 +97,7 @@ def _from_hub(name) -> Path:
     kept = hub.try_to_load_from_cache(cfg.hf_hub_id, file)
     if isinstance(kept, str): return Path(kept)
     try:
-        hub.get_session().head(hub.constants.ENDPOINT, timeout=10)
+        hub.get_session().head(constants.ENDPOINT, timeout=10)
         return Path(hub.hf_hub_download(cfg.hf_hub_id, file))
     except Exception as e: raise FileNotFoundError(_unreachable(name, cfg, file, e)) from None
 
@@ -104,8 +105,8 @@ def _from_hub(name) -> Path:
 def _first_line(e): return f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else ''}"
 
 def _unreachable(name, cfg, file, e):
-    import huggingface_hub as hub
-    return (f"the ImageNet weights of {name!r} could not be had from {hub.constants.ENDPOINT}/{cfg.hf_hub_id} "
+    from huggingface_hub import constants
+    return (f"the ImageNet weights of {name!r} could not be had from {constants.ENDPOINT}/{cfg.hf_hub_id} "
             f"({_first_line(e)}). "
             f"Try again with a connection, or download {file} from there{f', or {cfg.url},' if cfg.url else ''} "
             f"on another machine and give weights='…/{file}'. {_HELP}")

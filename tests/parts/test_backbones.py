@@ -136,7 +136,8 @@ def test_the_hub(file, monkeypatch, tmp_path):
 
 def test_a_hub_that_does_not_answer(monkeypatch):
     import huggingface_hub as hub
-    monkeypatch.setattr(hub.constants, "ENDPOINT", "https://hub.invalid")
+    from huggingface_hub import constants
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *a, **k: None)
     with pytest.raises(FileNotFoundError, match=r"could not be had from https://hub.invalid/timm/resnet18.tv_in1k \(\w+: .*resnet18-f37072fd.pth.*weights='…/model.safetensors'.*medstrat\[transfer\]"): find_weights("resnet18.tv_in1k")
 
