@@ -13,35 +13,46 @@ import numpy as np
 
 # %% ../../nbs/02_parts/07_choice.ipynb #1b95bded
 def inertia_curve(
-    embedding:np.ndarray, # (N, d) points
-    candidates:Iterable[int], # numbers of clusters, each ≤ N
-    random_state:int=0, # seed of k-means
-    n_init:int=3, # k-means++ starts for each K, of which the best counts
-) -> np.ndarray: # J(K) for each candidate
+    embedding: np.ndarray,      # (N,d) points
+    candidates: Iterable[int],  # numbers of clusters, each ≤ N
+    random_state: int = 0,      # seed of k-means
+    n_init: int = 3,            # k-means++ starts for each K, of which the best counts
+) -> np.ndarray:                # J(K) for each candidate
     "Sum of squared distances to the nearest of K centres, for each K."
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
     with threadpool_limits(1):
-        return np.array(
-            [KMeans(k, n_init=n_init, random_state=random_state).fit(embedding).inertia_ for k in candidates]
-        )
+        return np.array([KMeans(k, n_init=n_init, random_state=random_state).fit(embedding).inertia_
+                         for k in candidates])
 
 # %% ../../nbs/02_parts/07_choice.ipynb #b1836c3d
 def find_elbow(
-    candidates:np.ndarray, # numbers of clusters, increasing
-    inertia:np.ndarray, # the curve at each of them
-) -> int: # the candidate at the bend
-    "Where the convex, decreasing curve bends most (Kneedle); ValueError if it does not bend."
+    candidates: np.ndarray,  # numbers of clusters, increasing
+    inertia: np.ndarray,     # the curve at each of them
+) -> int:                    # the candidate at the bend
+    "Where the convex, falling curve bends most (Kneedle); ValueError if it does not bend."
     from kneed import KneeLocator
     # a flat curve would divide by zero inside kneed
-    flat = np.ptp(inertia) <= 1e-9 * max(np.max(inertia), 1e-300)
-    knee = None if flat else KneeLocator(candidates, inertia, curve="convex", direction="decreasing").knee
-    if knee is None:
-        raise ValueError(
-            f"the inertia curve has no elbow between K = {candidates[0]} and {candidates[-1]} (from {inertia[0]:.4g} to"
-            f" {inertia[-1]:.4g}): pass n_clusters yourself, or other candidates"
-        )
-    return int(knee)
+    if np.ptp(inertia) > 1e-9 * max(np.max(inertia), 1e-300):
+        knee = KneeLocator(candidates, inertia, curve="convex", direction="decreasing").knee
+        if knee is not None: return int(knee)
+    raise ValueError(
+        f"the inertia curve has no elbow between K = {candidates[0]} and {candidates[-1]} "
+        f"(from {inertia[0]:.4g} to {inertia[-1]:.4g}): "
+        "pass n_clusters yourself, or other candidates")
+
+# %% ../../nbs/02_parts/07_choice.ipynb #97fb44e7
+@dataclass(frozen=True, eq=False)
+class Choice:
+    "A chosen number of clusters and the curve it was read off."
+    n_clusters: int         # the elbow
+    candidates: np.ndarray  # the numbers that were tried, increasing
+    inertia: np.ndarray     # sum of squared distances to the nearest centre, for each candidate
+    n_points: int           # points the curve was computed on
+
+    def plot(self):         # matplotlib Figure
+        "The curve with the elbow marked."
+        return _plot_choice(self)
 
 # %% ../../nbs/02_parts/07_choice.ipynb #cf9095b1
 def _plot_choice(choice):
@@ -57,18 +68,6 @@ def _plot_choice(choice):
     plt.close(fig)
     return fig
 
-# %% ../../nbs/02_parts/07_choice.ipynb #97fb44e7
-@dataclass(frozen=True, eq=False)
-class Choice:
-    "A chosen number of clusters and the curve it was read off."
-    n_clusters:int # the elbow
-    candidates:np.ndarray # the numbers that were tried, increasing
-    inertia:np.ndarray # sum of squared distances to the nearest centre, for each candidate
-    n_points:int # points the curve was computed on
-    def plot(self): # matplotlib Figure
-        "The curve with the elbow marked."
-        return _plot_choice(self)
-
 # %% ../../nbs/02_parts/07_choice.ipynb #1c434889
 def _checked(embedding, candidates):
     "The embedding as a finite matrix, the candidates as increasing integers; ValueError where that is impossible."
@@ -83,15 +82,16 @@ def _checked(embedding, candidates):
 
 # %% ../../nbs/02_parts/07_choice.ipynb #8c6f8534
 def choose_n_clusters(
-    embedding:np.ndarray, # (N, d) points, e.g. posterior means of the training images
-    candidates:Iterable[int]=range(2, 41, 2), # numbers of clusters to try; the answer is one of them
-    random_state:int=0, # seed of k-means and of the random subset
-    max_points:int=10_000, # the curve is computed on at most so many points
-    n_init:int=3, # k-means++ starts for each K
-) -> Choice: # `.n_clusters`, the curve, `.plot()`
-    "The number of clusters at the elbow of the k-means curve (no labels used); ValueError if there is no elbow."
+    embedding: np.ndarray,     # (N,d) points, e.g. posterior means of the training images
+    candidates: Iterable[int] = range(2, 41, 2),  # numbers of clusters; the answer is one of them
+    random_state: int = 0,     # seed of k-means and of the random subset
+    max_points: int = 10_000,  # the curve is computed on at most so many points
+    n_init: int = 3,           # k-means++ starts for each K
+) -> Choice:                   # `.n_clusters`, the curve, `.plot()`
+    "The elbow of the k-means curve (no labels used); ValueError if there is none."
     z, ks = _checked(embedding, candidates)
     if len(z) > max_points:
-        z = z[np.sort(np.random.default_rng(random_state).choice(len(z), max_points, replace=False))]
+        drawn = np.random.default_rng(random_state).choice(len(z), max_points, replace=False)
+        z = z[np.sort(drawn)]
     inertia = inertia_curve(z, ks, random_state, n_init)
     return Choice(find_elbow(ks, inertia), ks, inertia, len(z))

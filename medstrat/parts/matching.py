@@ -9,19 +9,24 @@ __all__ = ['counts_by_class', 'StatisticalMapping', 'one_to_one', 'match_cluster
 import numpy as np
 
 # %% ../../nbs/02_parts/08_matching.ipynb #29a1f73c
-def counts_by_class(clusters, labels, n_clusters, classes):
-    "(K, C) counts n_kc: how many images of each of the sorted `classes` lie in each cluster."
-    return np.bincount(
-        clusters * len(classes) + np.searchsorted(classes, labels), minlength=n_clusters * len(classes)
-    ).reshape(n_clusters, len(classes))
+def counts_by_class(
+    clusters: np.ndarray,  # (N,) 0 … n_clusters-1
+    labels: np.ndarray,    # (N,) of the classes
+    n_clusters: int,       # K
+    classes: np.ndarray,   # (C,) sorted
+) -> np.ndarray:           # (K,C)
+    "n_kc: how many images of each class lie in each cluster."
+    C = len(classes)
+    pairs = clusters * C + np.searchsorted(classes, labels)
+    return np.bincount(pairs, minlength=n_clusters * C).reshape(n_clusters, C)
 
 # %% ../../nbs/02_parts/08_matching.ipynb #2c3015fe
 class StatisticalMapping:
-    "Each cluster → its most frequent training label (VAESim, section 3.3); ties → the smallest label; empty clusters → the overall majority."
+    "Each cluster → its most frequent training label. Source: VAESim, §3.3."
     def fit(self,
-        clusters:np.ndarray, # (N,) clusters of the training images, 0 … n_clusters-1
-        labels:np.ndarray, # (N,) labels of the training images
-        n_clusters:int, # K, empty clusters included
+        clusters: np.ndarray,  # (N,) clusters of the training images, 0 … n_clusters-1
+        labels: np.ndarray,    # (N,) labels of the training images
+        n_clusters: int,       # K, empty clusters included
     ):
         "Read the label of each cluster, `cluster_labels_` (K,), off the training split."
         classes = np.unique(labels)
@@ -29,27 +34,28 @@ class StatisticalMapping:
         counts[counts.sum(1) == 0] = counts.sum(0)
         self.cluster_labels_ = classes[counts.argmax(1)]
         return self
+
     def predict(self,
-        clusters:np.ndarray, # (M,) clusters of new images
-    ) -> np.ndarray: # (M,) predicted labels
+        clusters: np.ndarray,  # (M,) clusters of new images
+    ) -> np.ndarray:           # (M,) predicted labels
         "The label of each image's cluster; ValueError for a cluster that does not exist."
-        if len(clusters) and np.max(clusters) >= len(self.cluster_labels_):
-            raise ValueError(
-                f"cluster {np.max(clusters)} does not exist: the mapping was fitted with"
-                f" n_clusters={len(self.cluster_labels_)}"
-            )
+        K = len(self.cluster_labels_)
+        if len(clusters) and np.max(clusters) >= K:
+            raise ValueError(f"cluster {np.max(clusters)} does not exist: "
+                             f"the mapping was fitted with n_clusters={K}")
         return self.cluster_labels_[clusters]
 
 # %% ../../nbs/02_parts/08_matching.ipynb #a1df691a
 def one_to_one(
-    clusters:np.ndarray, # (N,) clusters, any codes
-    labels:np.ndarray, # (N,) labels ≥ 0, any codes
-) -> np.ndarray: # (N,) label of the matched class; -1 where a cluster has no partner
-    "The best one-to-one matching of clusters with classes, as predictions; their accuracy is the literature's ACC."
+    clusters: np.ndarray,  # (N,) clusters, any codes
+    labels: np.ndarray,    # (N,) labels ≥ 0, any codes
+) -> np.ndarray:           # (N,) label of the matched class; -1 where a cluster has no partner
+    "The best one-to-one matching of clusters with classes; its accuracy is the literature's ACC."
     from scipy.optimize import linear_sum_assignment
     found, k = np.unique(clusters, return_inverse=True)
     classes, c = np.unique(labels, return_inverse=True)
-    row, column = linear_sum_assignment(counts_by_class(k, c, len(found), np.arange(len(classes))), maximize=True)
+    counts = counts_by_class(k, c, len(found), np.arange(len(classes)))
+    row, column = linear_sum_assignment(counts, maximize=True)
     match = np.full(len(found), -1)
     match[row] = classes[column]
     return match[k]
@@ -59,23 +65,19 @@ def _two(a, b):
     "Two clusterings as int64 codes (N,); ValueError where they are not whole numbers ≥ 0 of one length."
     a, b = np.asarray(a), np.asarray(b)
     if a.ndim != 1 or a.shape != b.shape or not len(a):
-        raise ValueError(
-            f"the clusterings have shapes {a.shape} and {b.shape}; both need one cluster for each of the same images:"
-            " (N,)"
-        )
+        raise ValueError(f"the clusterings have shapes {a.shape} and {b.shape}; "
+                         "both need one cluster for each of the same images: (N,)")
     if a.dtype.kind not in "iu" or b.dtype.kind not in "iu" or min(a.min(), b.min()) < 0:
-        raise ValueError(
-            f"clusterings of {a.dtype} and {b.dtype}; whole numbers from 0 are needed (make codes with"
-            " pandas.factorize)"
-        )
+        raise ValueError(f"clusterings of {a.dtype} and {b.dtype}; "
+                         "whole numbers from 0 are needed (make codes with pandas.factorize)")
     return a.astype(np.int64), b.astype(np.int64)
 
 # %% ../../nbs/02_parts/08_matching.ipynb #5a81ecc6
 def match_clusters(
-    a:np.ndarray, # (N,) clusters whose numbers are kept
-    b:np.ndarray, # (N,) clusters of the same images
-) -> np.ndarray: # (N,) b in the numbers of a; clusters without a partner: a's last number + 1, + 2, …
-    "Renumber `b` so that as many images as possible agree with `a`; ValueError for codes that are not whole numbers ≥ 0."
+    a: np.ndarray,  # (N,) clusters whose numbers are kept
+    b: np.ndarray,  # (N,) clusters of the same images
+) -> np.ndarray:    # (N,) b in the numbers of a; clusters without a partner: a's last + 1, + 2, …
+    "Renumber `b` so that most images agree with `a`; ValueError for codes that are not ≥ 0."
     a, b = _two(a, b)
     matched = one_to_one(b, a)
     left = matched < 0
@@ -84,21 +86,18 @@ def match_clusters(
 
 # %% ../../nbs/02_parts/08_matching.ipynb #d8bbf041
 def agreement(
-    a:np.ndarray, # (N,) clusters of one method, whole numbers ≥ 0
-    b:np.ndarray, # (N,) clusters of another; the numbers of clusters may differ
-    n_permutations:int=100, # random pairings behind by_chance
-    random_state:int=0, # of these
-) -> dict: # agreement (0 … 1), by_chance, ari
-    "Share of images on which two clusterings agree after matching; ValueError for codes that are not whole numbers ≥ 0."
+    a: np.ndarray,              # (N,) clusters of one method, whole numbers ≥ 0
+    b: np.ndarray,              # (N,) clusters of another; the numbers of clusters may differ
+    n_permutations: int = 100,  # random pairings behind by_chance
+    random_state: int = 0,      # of these
+) -> dict:                      # agreement (0 … 1), by_chance, ari
+    "Share of images on which two clusterings agree after matching; ValueError for other codes."
     from sklearn.metrics import adjusted_rand_score
     a, b = _two(a, b)
-    # chance depends on the cluster sizes alone, so they are put in order: a and b may change places, and be renumbered
+    # chance depends on the sizes alone; in order, a and b may change places, and be renumbered
     sizes = sorted(np.sort(np.unique(c, return_counts=True)[1]).tolist() for c in (a, b))
     x, y = (np.repeat(np.arange(len(s)), s) for s in sizes)
     rng = np.random.default_rng(random_state)
     chance = [np.mean(x == one_to_one(rng.permutation(y), x)) for _ in range(n_permutations)]
-    return dict(
-        agreement=float(np.mean(a == one_to_one(b, a))),
-        by_chance=float(np.mean(chance)),
-        ari=float(adjusted_rand_score(a, b)),
-    )
+    return dict(agreement=float(np.mean(a == one_to_one(b, a))), by_chance=float(np.mean(chance)),
+                ari=float(adjusted_rand_score(a, b)))

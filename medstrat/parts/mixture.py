@@ -7,6 +7,7 @@ __all__ = ['STARVED', 'log_joint', 'kl_z', 'kl_c', 'MixtureBank', 'fit_mixture',
 
 # %% ../../nbs/02_parts/03_mixture.ipynb #e0d0fae2
 import math
+import warnings
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ def log_joint(
 
 # %% ../../nbs/02_parts/03_mixture.ipynb #fb4052d7
 def _squares(m, v, mu, logvar):
-    "Σ_j log σ² + ((m-μ)² + v)/σ² for points m (B,d) with variances v and clusters (K,d) or, one set a point, (B,K,d): (B,K)."
+    "Σ_j log σ² + ((m-μ)² + v)/σ² (B,K), for points m (B,d) with variances v; see `log_joint`."
     m, mu, logvar = (t if t.dtype == torch.float64 else t.float() for t in (m, mu, logvar))
     # expanded into products it would be faster, and cancel where clusters are narrow and far apart
     each = (m[:, None] - mu).square()
@@ -59,8 +60,10 @@ class MixtureBank(nn.Module):
 
     @property
     def log_pi(self): return self.logits.float().log_softmax(0)
+
     @property
     def logvar(self): return self.log_variances.clamp(-10, 10)
+
     @property
     def spread(self): return (0.5 * self.logvar).exp()   # standard deviations
 
@@ -87,7 +90,7 @@ def fit_mixture(
     n_init: int = 10,      # starts
     seed: int = 0,
 ):                         # a fitted sklearn.mixture.GaussianMixture
-    "The best of several starts by likelihood, starved ones last; in float64, with a larger ridge where it fails."
+    "The best of several starts, starved ones last; in float64, with a larger ridge where it fails."
     from sklearn.mixture import GaussianMixture   # here, so that importing a method stays quick
     Z, ridge = Z.astype(np.float64), 1e-4
     while True:
@@ -102,7 +105,6 @@ def fit_mixture(
 
 # %% ../../nbs/02_parts/03_mixture.ipynb #ae1bf896
 def _one_start(mixture, Z):
-    import warnings
     from sklearn.base import clone
     from sklearn.exceptions import ConvergenceWarning
     one = clone(mixture)
@@ -119,22 +121,20 @@ def first_mixture(
     n_init: int = 10,
     seed: int = 0,
 ) -> tuple:                # shares (k,), centres (k,d), variances (k,d)
-    "A mixture of k diagonal components to begin with. ValueError where embeddings are too few or have collapsed."
+    "A mixture of k diagonal components to begin with. ValueError for fewer distinct embeddings."
     check_distinct(Z, k)
     centre, scale = Z.mean(0, dtype=np.float64), float(Z.std(dtype=np.float64)) or 1.0
     found = fit_mixture((Z - centre) / scale, k, covariance, n_init, seed)
-    variances = (
-        found.covariances_
-        if covariance == "diag"
-        else np.stack([c.diagonal() for c in found.covariances_])
-    )
+    variances = found.covariances_
+    if covariance == "full": variances = np.stack([c.diagonal() for c in variances])
     return found.weights_, found.means_ * scale + centre, variances * scale**2
 
 # %% ../../nbs/02_parts/03_mixture.ipynb #7404e0a4
 def check_distinct(Z: np.ndarray, k: int):
-    "Are there at least k different embeddings?"
+    "ValueError where there are fewer than k different embeddings (N,d)."
     distinct = len(np.unique(Z, axis=0))
-    if distinct < k:
-        raise ValueError(f"n_clusters={k}, but the images have only {distinct} distinct embeddings. "
-                         f"Choose n_clusters ≤ {distinct}; if the images differ, the pre-training has collapsed: "
-                         "give it another random_state, a lower pretrain_lr or more pretrain_epochs.")
+    if distinct >= k: return
+    raise ValueError(
+        f"n_clusters={k}, but the images have only {distinct} distinct embeddings. "
+        f"Choose n_clusters ≤ {distinct}; if the images differ, the pre-training has collapsed: "
+        "give it another random_state, a lower pretrain_lr or more pretrain_epochs.")

@@ -82,8 +82,13 @@ def batch_sums(
     return sums, counts
 
 # %% ../../nbs/02_parts/02_prototypes.ipynb #77d3d6e4
-def move_prototypes(Q: torch.Tensor, z: torch.Tensor, labels: torch.Tensor, batch_weight: float) -> torch.Tensor:
-    "New prototypes (K,d): `batch_weight` × batch mean + (1 - `batch_weight`) × old. Source: VAESim, Algorithm 2."
+def move_prototypes(
+    Q: torch.Tensor,       # (K,d) prototypes
+    z: torch.Tensor,       # (B,d) embeddings of a batch
+    labels: torch.Tensor,  # (B,) the cluster of each
+    batch_weight: float,   # w, what the batch's mean weighs
+) -> torch.Tensor:         # (K,d)
+    "Where the prototypes go after a batch. Source: VAESim, Algorithm 2."
     sums, counts = batch_sums(z, labels, len(Q))
     mean = sums / counts.clamp(min=1).unsqueeze(1)
     return torch.where(counts.unsqueeze(1) > 0, batch_weight * mean + (1 - batch_weight) * Q, Q)
@@ -95,16 +100,19 @@ def orthogonality(
 ) -> torch.Tensor:    # scalar in [0,1]
     "Mean squared cosine between the soft centroids of different clusters."
     with torch.autocast(z.device.type, enabled=False):
-        m = F.normalize(
-            (c.float().T @ z.float()) / c.float().sum(0).clamp(min=1e-6).unsqueeze(1), dim=1
-        )
+        z, c = z.float(), c.float()
+        m = F.normalize((c.T @ z) / c.sum(0).clamp(min=1e-6).unsqueeze(1), dim=1)
         cosines = m @ m.T
     off = ~torch.eye(len(m), dtype=torch.bool, device=m.device)
     return cosines[off].square().mean() if len(m) > 1 else cosines.sum() * 0
 
 # %% ../../nbs/02_parts/02_prototypes.ipynb #09801c9b
 class PrototypeBank(nn.Module):
-    "K prototypes in d dimensions, kept outside the gradient. Soft by a tempered softmax, or `hard`: all to the most similar."
+    "K prototypes in d dimensions, moved without a gradient; `hard`: all to the most similar."
+    Q: torch.Tensor        # (K,d)
+    unused: torch.Tensor   # (K,) updates in a row in which nobody chose a prototype
+    tau: torch.Tensor      # the present temperature
+
     def __init__(self, n_clusters: int, dim: int, kind: str = "cosine", hard: bool = False):
         super().__init__()
         self.kind, self.hard = kind, hard
@@ -136,7 +144,7 @@ class PrototypeBank(nn.Module):
 
     @torch.no_grad()
     def reseed(self, z, after: int) -> int:
-        "Put prototypes that were not chosen in `after` updates onto random embeddings of the batch; returns how many."
+        "Put prototypes not chosen in `after` updates onto images of the batch; returns how many."
         dead = (self.unused >= after).nonzero().squeeze(1)[: len(z)]
         if len(dead):
             self.Q[dead] = z[torch.randperm(len(z), device=z.device)[: len(dead)]].float()
@@ -155,34 +163,36 @@ def draw_of_cluster(
     cluster: int,
     draw,                # (n) → embeddings (n,d) of the prior, float32
     n: int,
-    min_similarity: float | None = None,  # keep draws at least so similar to the cluster's prototype
+    min_similarity: float | None = None,  # keep draws at least so similar to the prototype
 ) -> np.ndarray:         # (n,d)
     "Draws from a prior that fall into a cluster. ValueError where hardly any does."
-    kept, best = [], -np.inf
-    wanted = "" if min_similarity is None else f" with a similarity of at least {min_similarity}"
+    least, kept, best = -np.inf if min_similarity is None else min_similarity, [], -np.inf
     for _ in range(200):
         z = torch.from_numpy(draw(4096)).to(bank.Q.device)
         sim = similarity(z, bank.Q, bank.kind)
         mine = sim.argmax(1) == cluster
         if mine.any(): best = max(best, float(sim[mine, cluster].max()))
-        kept += [
-            z[mine & (sim[:, cluster] >= (-np.inf if min_similarity is None else min_similarity))]
-            .cpu()
-            .numpy()
-        ]
+        kept += [z[mine & (sim[:, cluster] >= least)].cpu().numpy()]
         if sum(map(len, kept)) >= n: return np.concatenate(kept)[:n]
-    got = (
-        f"only {sum(map(len, kept))} of {200 * 4096} draws from the prior fell into cluster"
-        f" {cluster}{wanted}"
-    )
-    raise ValueError(
-        f"{got}{f' (the largest was {best:.3g}). Lower min_similarity, or choose' if wanted else '. Choose'}"
-        " a larger cluster."
-    )
+    raise ValueError(_too_few(sum(map(len, kept)), cluster, min_similarity, best))
+
+# %% ../../nbs/02_parts/02_prototypes.ipynb #247143f3
+def _too_few(found, cluster, min_similarity, best):
+    draws = f"only {found} of {200 * 4096} draws from the prior fell into cluster {cluster}"
+    if min_similarity is None: return f"{draws}. Choose a larger cluster."
+    return (f"{draws} with a similarity of at least {min_similarity} (the largest was {best:.3g}). "
+            "Lower min_similarity, or choose a larger cluster.")
 
 # %% ../../nbs/02_parts/02_prototypes.ipynb #c67824cf
-def draw_around(centres: np.ndarray, spread: np.ndarray, n: int, rng, cluster: int | None, shares) -> np.ndarray:
-    "n points (n,d) around centres (K,d) with standard deviations `spread` (K,d): of one cluster, or of all by their shares (K,)."
+def draw_around(
+    centres: np.ndarray,   # (K,d)
+    spread: np.ndarray,    # (K,d) standard deviations
+    n: int,
+    rng,                   # numpy's generator
+    cluster: int | None,   # one of them; None: all, by their shares
+    shares,                # (K,)
+) -> np.ndarray:           # (n,d)
+    "Embeddings from the normal distributions around the centres."
     which = rng.choice(len(centres), n, p=shares) if cluster is None else np.full(n, cluster)
     return centres[which] + rng.standard_normal((n, centres.shape[1])) * spread[which]
 
@@ -190,6 +200,7 @@ def draw_around(centres: np.ndarray, spread: np.ndarray, n: int, rng, cluster: i
 def warn_of_empty(labels: np.ndarray, n_clusters: int):
     "Warn of clusters that no training image uses."
     empty = np.setdiff1d(np.arange(n_clusters), labels)
-    if len(empty):
-        warnings.warn(f"{len(empty)} of {n_clusters} clusters are empty (numbers {', '.join(map(str, empty[:10]))}). "
-                      "Fewer clusters, another random_state, or more training may help.")
+    if not len(empty): return
+    numbers = ", ".join(map(str, empty[:10]))
+    warnings.warn(f"{len(empty)} of {n_clusters} clusters are empty (numbers {numbers}). "
+                  "Fewer clusters, another random_state, or more training may help.")

@@ -7,9 +7,9 @@ __all__ = ['OPTIMIZERS', 'linear', 'learning_rate_factor', 'warmup_cosine', 'ada
 
 # %% ../../nbs/02_parts/00_schedules.ipynb #15648157
 import math
+from functools import partial
 
 import torch
-
 
 # %% ../../nbs/02_parts/00_schedules.ipynb #9657f7bb
 def linear(start: float, end: float, progress: float, until: float = 1.0) -> float:
@@ -19,16 +19,16 @@ def linear(start: float, end: float, progress: float, until: float = 1.0) -> flo
 
 # %% ../../nbs/02_parts/00_schedules.ipynb #7bfdabf3
 def learning_rate_factor(
-    schedule: str,    # "constant", "cosine" (to zero), "step", or "tenths" (divided by ten at every tenth of the phase)
-    at,               # where training stands: its `progress` (0…1) and its `epoch`
-    every: int = 20,  # step: epochs between two drops
+    schedule: str,        # "constant", "cosine" (to zero), "step", or "tenths"
+    at,                   # where training stands: its `progress` (0…1) and its `epoch`
+    every: int = 20,      # step: epochs between two drops
     factor: float = 0.2,  # step: what each drop multiplies the rate by
 ) -> float:
-    "What the learning rate is multiplied with at this moment."
-    if schedule == "cosine": return 0.5 * (1 + math.cos(math.pi * min(at.progress, 1.0)))
-    if schedule == "tenths": return 0.1 ** int(10 * at.progress)
-    if schedule == "step": return factor ** (at.epoch // every)
+    "What the learning rate is multiplied with now; ValueError for a course that is unknown."
     if schedule == "constant": return 1.0
+    if schedule == "cosine": return 0.5 * (1 + math.cos(math.pi * min(at.progress, 1.0)))
+    if schedule == "step": return factor ** (at.epoch // every)
+    if schedule == "tenths": return 0.1 ** int(10 * at.progress)
     raise ValueError(
         f"lr_schedule={schedule!r} is unknown; choose 'constant', 'cosine', 'step' or 'tenths'."
     )
@@ -42,13 +42,12 @@ def warmup_cosine(
 ) -> float:
     "A straight rise, then half a cosine. Source: contrastive autoencoder, §2."
     if epoch < rise or rise >= epochs: return linear(start, peak, epoch / rise)
-    return end + (peak - end) * 0.5 * (
-        1 + math.cos(math.pi * min((epoch - rise) / (epochs - rise), 1.0))
-    )
+    fall = min((epoch - rise) / (epochs - rise), 1.0)
+    return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * fall))
 
 # %% ../../nbs/02_parts/00_schedules.ipynb #0e71582b
 def adam(parameters, lr: float) -> torch.optim.Optimizer:
-    "Adam, fused where the device can."
+    "Adam, fused where the device can. Source: Kingma & Ba 2015."
     parameters = list(parameters)
     fused = all(p.device.type in ("cpu", "cuda", "mps") for p in parameters)
     optimizer = torch.optim.Adam(parameters, lr=lr, fused=fused)
@@ -63,7 +62,7 @@ def lars(
     weight_decay: float = 1e-6,  # SimCLR
     momentum: float = 0.9,       # SimCLR
 ) -> torch.optim.Optimizer:
-    "Layer-wise adaptive rates for matrices and kernels; plain momentum for biases and normalisation. Source: You et al. 2017; SimCLR §2.1."
+    "Layer-wise rates; plain momentum for biases and norms. Source: You et al. 2017; SimCLR §2.1."
     from timm.optim import Lars   # here: the import takes a second
     parameters = list(parameters)
     adapted, plain = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
@@ -72,4 +71,4 @@ def lars(
     return Lars([g for g in groups if g["params"]], lr=lr, momentum=momentum)
 
 # %% ../../nbs/02_parts/00_schedules.ipynb #552d8eef
-OPTIMIZERS = dict(lars=lars, adam=adam)
+OPTIMIZERS = dict(adam=adam, sgd=partial(torch.optim.SGD, momentum=0.9), lars=lars)

@@ -18,12 +18,8 @@ def log_student_t(
     alpha: float = 1.0,   # degrees of freedom
 ) -> torch.Tensor:        # (B,K) float32, log q; rows of q sum to 1
     "Log-probabilities of the clusters. Source: DEC Eq. 1; DVC Eq. 7."
-    longest = (
-        torch.stack([z.detach().abs().amax(), m.detach().abs().amax()])
-        .float()
-        .clamp(min=1, max=1e38)
-        .amax()
-    )
+    longest = torch.stack([z.detach().abs().amax(), m.detach().abs().amax()])
+    longest = longest.float().clamp(min=1, max=1e38).amax()
     s = longest.log2().floor().exp2()      # 1 ≤ s ≤ 2¹²⁶
     z, m = z.float() / s, m.float() / s
     with torch.autocast(z.device.type, enabled=False):
@@ -41,9 +37,8 @@ def cluster_weights(
     u, smallest = q.sum(0), torch.finfo(q.dtype).tiny
     if kind == "dec": return u
     if kind != "dvc": raise ValueError(f"target={kind!r} is unknown; choose 'dec' or 'dvc'.")
-    return u + len(q) ** 0.5 * u.clamp(min=smallest).rsqrt() * (
-        (1 - q) ** gamma * -q.clamp(min=smallest).log()
-    ).sum(0)
+    doubt = ((1 - q) ** gamma * -q.clamp(min=smallest).log()).sum(0)
+    return u + len(q) ** 0.5 * u.clamp(min=smallest).rsqrt() * doubt
 
 # %% ../../nbs/02_parts/04_student.ipynb #1438cb12
 def sharpen(q: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -59,6 +54,8 @@ def clustering_loss(log_q: torch.Tensor, p: torch.Tensor) -> torch.Tensor:  # (B
 # %% ../../nbs/02_parts/04_student.ipynb #df0ef7b8
 class StudentBank(nn.Module):
     "K centres in d dimensions that learn by gradient; responsibilities by Student's t."
+    spread: torch.Tensor   # (K,d) standard deviations of the members
+
     def __init__(self, n_clusters: int, dim: int, alpha: float = 1.0):
         super().__init__()
         self.alpha, self.Q = alpha, nn.Parameter(torch.zeros(n_clusters, dim))
@@ -72,9 +69,8 @@ class StudentBank(nn.Module):
 
     def draw(self, n, rng, cluster, shares):
         "Embeddings around the centres, by the spread of the training images."
-        return draw_around(
-            *(t.detach().cpu().numpy() for t in (self.Q, self.spread)), n, rng, cluster, shares
-        )
+        centres, spread = (t.detach().cpu().numpy() for t in (self.Q, self.spread))
+        return draw_around(centres, spread, n, rng, cluster, shares)
 
 # %% ../../nbs/02_parts/04_student.ipynb #c42d8e32
 class Target:
@@ -84,19 +80,16 @@ class Target:
         self.changed, self.finished = 1.0, False
 
     def renew(self, q: torch.Tensor, kind: str, gamma: float, tol: float) -> bool:
-        "From probabilities q (N,K) of all images; True: fewer than a share `tol` of the labels have changed."
+        "From q (N,K) of all images; True: fewer than a share `tol` of the labels have changed."
         labels, self.w = q.argmax(1), cluster_weights(q, kind, gamma)
         self.P = sharpen(q, self.w)
-        self.changed = (
-            1.0
-            if self.labels is None
-            else (labels != self.labels.to(labels.device)).float().mean().item()
-        )
+        if self.labels is not None:
+            self.changed = (labels != self.labels.to(labels.device)).float().mean().item()
         self.finished, self.labels = self.changed < tol, labels
         return self.finished
 
     def of(self, q: torch.Tensor, index=None) -> torch.Tensor:
-        "The targets of training images by their index, or of other images from their probabilities q and the training set's weights."
+        "Targets (B,K): of training images by their index, of other images from their own q (B,K)."
         if index is None: return sharpen(q, self.w.to(q.device))
         self.P = self.P.to(index.device)   # checkpoints are read to the CPU
         return self.P[index]

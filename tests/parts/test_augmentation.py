@@ -1,15 +1,13 @@
 "Random changes of images: each operation against an independent computation, its probability, and what a batch may look like."
-import json
 import random
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
-from conftest import images, same_weights, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage, stats
-from sklearn.base import clone
 
 from medstrat.parts import augmentation
 from medstrat.parts.augmentation import (
@@ -21,9 +19,10 @@ from medstrat.parts.augmentation import (
     SCALE,
     SHIFT,
     TURN,
+    Augmentation,
     augment,
+    augmenter,
 )
-from medstrat.training.saving import load_model
 
 SIZES = [(16, 16), (12, 20), (21, 13)]     # square, wide, high
 
@@ -39,7 +38,7 @@ def smooth(n, size=(16, 16), channels=1, seed=0):
     return torch.from_numpy(((x - x.min()) / np.ptp(x)).astype(np.float32))
 
 
-def drawn(name, size, crop=0.5): return augmentation._operation(name, size, crop, 0.2)._params     # what kornia has drawn last
+def drawn(name, size, crop=0.5): return augmentation.make_operation(name, size, crop, 0.2)._params     # what kornia has drawn last
 
 
 def watched(monkeypatch, names=OPERATIONS):
@@ -48,7 +47,7 @@ def watched(monkeypatch, names=OPERATIONS):
     def make(name, size, crop, exposure):
         def note(x): seen[name] += (x[:, 0, 0, 0] * 2**14).round().int().tolist(); return x
         return note
-    monkeypatch.setattr(augmentation, "_operation", make)
+    monkeypatch.setattr(augmentation, "make_operation", make)
     return seen
 
 
@@ -266,7 +265,7 @@ def test_operations_and_images_are_drawn_independently(monkeypatch):
 
 def test_operations_are_done_in_their_order(monkeypatch):
     order = []
-    monkeypatch.setattr(augmentation, "_operation", lambda name, size, crop, exposure: lambda x: order.append(name) or x)
+    monkeypatch.setattr(augmentation, "make_operation", lambda name, size, crop, exposure: lambda x: order.append(name) or x)
     for names in (list(OPERATIONS), list(OPERATIONS)[::-1]):
         order.clear()
         augment(torch.rand(3, 1, 8, 8), dict.fromkeys(names, 1.0))
@@ -278,6 +277,21 @@ def test_the_named_sets():
     assert AUGMENTATIONS["contrastive"] == dict.fromkeys(["rotation", "blur", "noise", "flip", "crop"], 0.5)
     assert not {"flip", "rotation"} & set(AUGMENTATIONS["medical"])
     for how in AUGMENTATIONS.values(): assert set(how) <= set(OPERATIONS) and all(0 < p <= 1 for p in how.values())
+    names, own = get_args(Augmentation)     # what may be typed is what there is
+    assert set(get_args(names)) == set(AUGMENTATIONS) and set(get_args(get_args(own)[0])) == set(OPERATIONS)
+
+
+@pytest.mark.parametrize("name", ["affine", "blur", "flip", "crop"])
+def test_what_moves_pixels_brings_nothing_in(name):
+    gray = torch.full((50, 1, 32, 32), 0.4)
+    torch.testing.assert_close(augment(gray, {name: 1.0}), gray, rtol=1e-4, atol=1e-4)
+
+
+def test_one_call_or_two():
+    x = smooth(30)
+    torch.manual_seed(2); once = augmenter("medical")(x)
+    torch.manual_seed(2); assert augment(x, "medical").equal(once)
+    assert augment(x, "none") is x and augmenter({})(x) is x
 
 
 @pytest.mark.parametrize("how", ["affine", "contrastive", "medical"])
@@ -372,7 +386,7 @@ def test_random_numbers_come_from_torch_alone():
     states = random.getstate(), np.random.get_state()[1].copy()
     torch.manual_seed(5); one = augment(x, "medical")
     augment(smooth(7, (9, 13)), "contrastive", crop=0.2)            # other sizes in between, and operations made anew
-    augmentation._operation.cache_clear()
+    augmentation.make_operation.cache_clear()
     torch.manual_seed(5); two = augment(x, "medical")
     assert one.equal(two) and not one.equal(augment(x, "medical")) and random.getstate() == states[0] and (np.random.get_state()[1] == states[1]).all()
 
@@ -389,43 +403,6 @@ def test_on_an_accelerator(how):
 @pytest.mark.parametrize("how, says", [("medcal", "medcal.*medical"), (dict(rotate=0.5), "rotate.*rotation"), (dict(flip=1.5), "1.5"), (dict(flip=-0.5), "-0.5"), (dict(flip=float("nan")), "nan")], ids=str)
 def test_names_and_probabilities_that_do_not_exist(how, says):
     with pytest.raises(ValueError, match=f"(?s){says}"): augment(torch.rand(4, 1, 8, 8), how)
-
-
-# ---- in the pre-training
-
-@pytest.mark.parametrize("method", ["DEC", "DVC", "VaDE"])
-@pytest.mark.parametrize("how", ["medical", "contrastive", dict(flip=0.5, crop=0.3)], ids=str)
-@pytest.mark.filterwarnings("ignore:.*clusters are empty:UserWarning")
-def test_sets_in_the_pretraining(method, how, X, tmp_path):
-    more = dict(augment=how, n_init=2, epochs=1, pretrain_epochs=1)
-    a = tiny(method, **more).fit(X)
-    assert np.isfinite(a.history_.loss).all() and a.settings_.augment == how and same_weights(a, tiny(method, **more).fit(X))
-    assert not same_weights(a, tiny(method, **(more | dict(augment="none"))).fit(X))
-    a.save(tmp_path / "m")
-    b = load_model(tmp_path / "m")
-    assert b.settings_.augment == how and (b.predict(X) == a.labels_).all() and clone(b).get_params()["augment"] == how
-    json.dumps(b.get_params()["augment"])
-
-
-def test_a_kept_pretraining_belongs_to_its_set(X, tmp_path):
-    for how in ("affine", "medical", dict(flip=0.5), dict(flip=0.6), dict(flip=0.5, noise=0.5), dict(noise=0.5, flip=0.5)):
-        tiny("DEC", augment=how, epochs=0, pretrain_epochs=1, cache_dir=tmp_path, n_init=1, network="mlp").fit(X)
-    assert len(list(tmp_path.iterdir())) in (5, 6)     # the order of operations may or may not count
-
-
-@pytest.mark.parametrize("bad, says", [("medcal", "augment.*Did you mean 'medical'"), (dict(rotate=0.5), "augment=.*'rotation'"), (dict(flip=2), "augment=.*less than or equal to 1"), (["flip"], "augment=.*'medical'"), (dict(flip=float("nan")), "augment=")], ids=str)
-@pytest.mark.parametrize("method", ["DEC", "VaDE", "contrastive AE"])
-def test_estimators_refuse_what_does_not_exist(method, bad, says, X):
-    with pytest.raises(ValueError, match=says): tiny(method, augment=bad).fit(X)
-
-
-def test_validation_images_stay_as_they_are_in_the_pretraining(X, monkeypatch):
-    "Their loss is the plain reconstruction's"
-    from medstrat.methods.pretraining import pretraining
-    seen = []
-    monkeypatch.setattr(pretraining, "augmenter", lambda how: lambda x: seen.append(len(x)) or x)
-    tiny("DEC", augment="affine", epochs=0, pretrain_epochs=1, n_init=1).fit(X, validation=images(13, seed=1))
-    assert seen == [20, 20, 20]
 
 
 def test_an_operation_given_twice():
