@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .names import plain
-from .images import ImageSet, like, not_whole
+from .images import ImageSet, not_whole
 
 # %% ../../nbs/00_data/03_splits.ipynb #f2af2592
 @dataclass(repr=False)
@@ -33,7 +33,7 @@ class Splits:
             if s.image_shape != self.train.image_shape or s.target != self.train.target: raise ValueError(
                 f"{self.name}: {part} ({s}) and train ({self.train}) differ in channels, size or label column. "
                 "Images of several sizes: load_dataset(…, image_size=…), or resize each part before.")
-            setattr(self, part, like(s, name=f"{self.name}/{part}"))
+            setattr(self, part, s.but(name=f"{self.name}/{part}"))
 
     def __repr__(self): return "\n".join([*(repr(getattr(self, p)) for p in self.split_names), *self.notices])
 
@@ -80,7 +80,7 @@ def parts_with_target(sets:dict, column:str) -> dict: # the same keys
     if all(s.target == column for s in parts.values()): return sets
     codes, classes = _codes(pd.concat([s.column(column) for s in parts.values()], ignore_index=True), column)
     ends = np.cumsum([len(s) for s in parts.values()])
-    return sets | {p: like(s, table=s.table.assign(**{column: c}), target=column, classes=classes)
+    return sets | {p: s.but(table=s.table.assign(**{column: c}), target=column, classes=classes)
                    for (p, s), c in zip(parts.items(), np.split(codes, ends[:-1]), strict=True)}
 
 # %% ../../nbs/00_data/03_splits.ipynb #0e63d89d
