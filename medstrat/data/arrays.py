@@ -71,11 +71,12 @@ def _checked(x:np.ndarray) -> np.ndarray: # uint8 as it is; floats within [0, 1]
     if x.dtype.kind != "f": raise TypeError(_other_type(x))
     for s in _blocks(x):
         low, high = x[s].min(axis=(1, 2, 3)), x[s].max(axis=(1, 2, 3))
-        for i in np.flatnonzero(~(np.isfinite(low) & np.isfinite(high))): raise ValueError(
-            f"Image {s.start + i} holds NaN or infinite values. "
+        if (odd := ~(np.isfinite(low) & np.isfinite(high))).any(): raise ValueError(
+            f"Image {s.start + odd.argmax()} holds NaN or infinite values. "
             "Repair or leave out such images first.")
-        for i in np.flatnonzero((low < 0) | (high > 1)): raise ValueError(
-            f"Image {s.start + i} has values {_from_to(low[i], high[i])}")
+        if (far := (low < 0) | (high > 1)).any():
+            i = far.argmax()
+            raise ValueError(f"Image {s.start + i} has values {_from_to(low[i], high[i])}")
     return _from_half(x) if x.dtype.itemsize == 2 else x.astype(np.float32, copy=False)
 
 # %% ../../nbs/00_data/00_arrays.ipynb #95a9a6f6
