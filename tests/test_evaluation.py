@@ -17,13 +17,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sklearn.exceptions import ConvergenceWarning
 
 from medstrat.parts.choice import choose_n_clusters, find_elbow
-from medstrat.data.pictures import (
-    cluster_colors,
-    example_images,
-    plot_prototypes,
-    plot_reconstructions,
-    style,
-)
 from medstrat.parts.figures import embed_2d, plot_composition, plot_embedding, plot_history
 from medstrat.evaluation.metrics import (
     Encoded,
@@ -238,11 +231,6 @@ def test_choice_finds_blobs_and_repeats():
 
 # --- figures -----------------------------------------------------------------------------------
 
-def pictures(n, kind, dtype, size=12):
-    x = np.random.default_rng(0).random((n, size, size, 3) if kind == "rgb" else (n, size, size, 1) if kind == "gray1" else (n, size, size))
-    return (255 * x).astype(np.uint8) if dtype == "uint8" else x.astype(dtype)
-
-
 def overlapping(fig, texts):
     "Pairs of texts whose boxes overlap by more than a pixel when drawn."
     FigureCanvasAgg(fig).draw() # a closed figure has no canvas of its own
@@ -256,35 +244,6 @@ def check(fig):
     assert not plt.get_fignums() and fig.get_size_inches()[0] <= 9.01
     FigureCanvasAgg(fig).draw()
     return fig
-
-
-@pytest.mark.parametrize("kind", ["gray", "gray1", "rgb"])
-@pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
-def test_pictures_of_every_kind(kind, dtype):
-    x = pictures(40, kind, dtype)
-    check(plot_reconstructions(x, x))
-    check(plot_reconstructions(x[:1], x[:1]))
-    check(example_images(x, np.arange(40) % 7, n=4, scores=np.arange(40.)))
-    for K in (1, 2, 40): check(plot_prototypes(x[:K], np.arange(K)))
-
-
-@pytest.mark.parametrize("K", [1, 2, 11, 13, 40, 100])
-@pytest.mark.parametrize("size", [8, 28, 128])
-def test_prototype_captions_do_not_overlap(K, size):
-    sizes = np.random.default_rng(1).integers(0, 12_345, K)
-    sizes[0] = 0
-    fig = check(plot_prototypes(pictures(K, "gray", "uint8", size), sizes, names=["a rather long diagnosis"] * K))
-    captions = fig.axes[0].texts
-    assert len(captions) == K and not overlapping(fig, captions)
-    assert captions[-1].get_text().startswith("0: dead")
-    numbers = [int(t.get_text().split(":")[0]) for t in captions]
-    assert numbers == np.argsort(-sizes, kind="stable").tolist()
-
-
-def test_prototypes_in_their_own_order_and_without_sizes():
-    x = pictures(3, "gray", "uint8")
-    assert [t.get_text() for t in plot_prototypes(x, [1, 2, 3], order_by_size=False).axes[0].texts] == ["0: n=1", "1: n=2", "2: n=3"]
-    assert [t.get_text() for t in plot_prototypes(x, names={1: "b"}).axes[0].texts] == ["0\n0", "1\nb", "2\n2"]
 
 
 @pytest.mark.parametrize("K", [2, 40])
@@ -350,15 +309,9 @@ def test_history_of_any_shape(n_terms):
 
 
 @pytest.mark.parametrize("draw, words", [
-    (lambda: plot_reconstructions(np.zeros((2, 4, 4)), np.zeros((2, 5, 5))), "do not pair"),
-    (lambda: plot_reconstructions(np.zeros((2, 4, 4)), np.full((2, 4, 4), 2.)), "reconstructions are float64 from 2 to 2"),
-    (lambda: plot_prototypes(np.zeros((2, 4, 4, 2))), "(2, 4, 4, 2)"),
-    (lambda: plot_prototypes(np.zeros((2, 4, 4), np.int64)), "int64"),
-    (lambda: plot_prototypes(np.zeros((2, 4, 4)), sizes=[1]), "one number a cluster"),
     (lambda: plot_embedding(np.zeros((2, 2)), [0, 1], [0]), "labels[index]"),
     (lambda: plot_history(pd.DataFrame({"phase": ["a"], "lss": [1.]})), "lss"),
     (lambda: plot_history(pd.DataFrame({"phase": [], "loss": []})), "0 rows"),
-    (lambda: example_images(np.zeros((2, 4, 4)), [0]), "2 images, 1 clusters"),
     (lambda: plot_composition([0, 1], [0]), "2 clusters and 1 values"),
     (lambda: embed_2d(np.zeros((3, 2)), np.zeros((1, 5))), "same number of columns"),
     (lambda: embed_2d(np.full((3, 2), np.nan)), "NaN"),
@@ -368,12 +321,10 @@ def test_figures_refuse(draw, words):
     assert words in str(e.value) and not plt.get_fignums()
 
 
-def test_style_leaves_no_trace():
+def test_figures_leave_no_trace():
     before = dict(plt.rcParams)
-    with style(): assert plt.rcParams["font.size"] == 9
     plot_composition([0, 1], [0, 1])
     assert dict(plt.rcParams) == before
-    assert len(np.unique(cluster_colors(30).round(5), axis=0)) == 30
 
 
 # --- a set that is not embedded ----------------------------------------------------------------
