@@ -12,13 +12,13 @@ from conftest import ALL, PRETRAINED, images, interrupt, same_weights, tiny
 from sklearn.base import clone
 from torch import nn
 
-from medstrat.runs import records as runs
 from medstrat.data.images import ImageSet
+from medstrat.methods.autoencoders import Autoencoder
+from medstrat.runs import records as runs
 from medstrat.training.fitting import Fit
 from medstrat.training.method import Network
 from medstrat.training.registry import get_method
 from medstrat.training.saving import load_model
-from medstrat.methods.autoencoders import Autoencoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*clusters are empty:UserWarning", "ignore::sklearn.exceptions.ConvergenceWarning")
 

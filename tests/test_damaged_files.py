@@ -12,8 +12,8 @@ from PIL import Image
 from medstrat.data import npz
 from medstrat.data.private.brats import _volume
 from medstrat.data.private.her2 import _patch
-from medstrat.data.sources import list_datasets, load_dataset
 from medstrat.data.private.refuge import _photograph
+from medstrat.data.sources import list_datasets, load_dataset
 
 
 def cohort():

@@ -8,6 +8,7 @@ __all__ = ['ACTIVATIONS', 'NETWORKS', 'to_network', 'halved_sides', 'activation_
 
 # %% ../../nbs/01_vae/00_networks.ipynb #e0992fe9
 import math
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -82,7 +83,7 @@ def mlp_body(
 # %% ../../nbs/01_vae/00_networks.ipynb #1459dbc6
 def _dense(widths: list, activation: str) -> list:
     "Linear layers from each width to the next, with activations"
-    return [layer for a, b in zip(widths, widths[1:])
+    return [layer for a, b in pairwise(widths)
             for layer in (nn.Linear(a, b), activation_layer(activation))]
 
 # %% ../../nbs/01_vae/00_networks.ipynb #3a173696
@@ -122,10 +123,10 @@ class ConvDecoder(nn.Module):
         self.start = (channels[-1], *sides[0])
         self.linear = nn.Linear(in_features, math.prod(self.start))
         layers, widths = [activation_layer(activation)], [*reversed(channels), shape[2]]
-        for i, (a, b) in enumerate(zip(widths, widths[1:])):
+        for i, (a, b) in enumerate(pairwise(widths)):
             last = i == len(channels) - 1
             bias = last or norm == "none"
-            more = tuple(new - 2 * old for old, new in zip(sides[i], sides[i + 1]))
+            more = tuple(new - 2 * old for old, new in zip(sides[i], sides[i + 1], strict=True))
             layers.append(nn.ConvTranspose2d(a, b, 4, 2, 1, output_padding=more, bias=bias))
             if not last: layers += [norm_layer(norm, b), activation_layer(activation)]
         self.blocks = nn.Sequential(*layers)
@@ -137,7 +138,7 @@ class ConvDecoder(nn.Module):
 def _sides(shape: tuple, channels: tuple) -> list:  # [(height, width)], the smallest first
     "Sides of a decoder's feature maps"
     rows, cols = (halved_sides(side, len(channels)) for side in shape[:2])
-    return list(zip(rows, cols))[::-1]
+    return list(zip(rows, cols, strict=True))[::-1]
 
 # %% ../../nbs/01_vae/00_networks.ipynb #fb8ce9b7
 def mlp_decoder(
@@ -166,7 +167,7 @@ class ResizeDecoder(nn.Module):
         self.start = (channels[-1], *sides[0])
         self.linear = nn.Linear(in_features, math.prod(self.start))
         layers, widths = [activation_layer(activation)], [*reversed(channels), shape[2]]
-        for i, (a, b) in enumerate(zip(widths, widths[1:])):
+        for i, (a, b) in enumerate(pairwise(widths)):
             last = i == len(channels) - 1
             bias = last or norm == "none"
             layers += [nn.Upsample(size=sides[i + 1]), nn.Conv2d(a, b, 3, padding=1, bias=bias)]

@@ -66,7 +66,15 @@ def test_show_draws_few_and_many_classes(classes, channels, tmp_path):
 
 def test_scikit_learn_takes_a_set_as_it_takes_an_array():
     from sklearn.base import BaseEstimator, ClassifierMixin
-    from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, ShuffleSplit, StratifiedKFold, cross_val_score, train_test_split
+    from sklearn.model_selection import (
+        GridSearchCV,
+        GroupKFold,
+        KFold,
+        ShuffleSplit,
+        StratifiedKFold,
+        cross_val_score,
+        train_test_split,
+    )
     class Mean(ClassifierMixin, BaseEstimator):   # needs the table, so it fails where a fold is no ImageSet
         def __init__(self, shift=0.): self.shift = shift
         def fit(self, X, y=None):
