@@ -251,14 +251,6 @@ def test_figures_refuse(draw, words):
     assert words in str(e.value) and not plt.get_fignums()
 
 
-def test_style_leaves_no_trace():
-    before = dict(plt.rcParams)
-    with style(): assert plt.rcParams["font.size"] == 9
-    plot_composition([0, 1], [0, 1])
-    assert dict(plt.rcParams) == before
-    assert len(np.unique(cluster_colors(30).round(5), axis=0)) == 30
-
-
 # --- a set that is not embedded ----------------------------------------------------------------
 
 def test_majority_rates_of_pneumoniamnist():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['as_images', 'check_side', 'resize']
 
-# %% ../../nbs/00_data/00_arrays.ipynb #8be83832
+# %% ../../nbs/00_data/00_arrays.ipynb #d50019d3
 import sys
 from collections.abc import Mapping
 
@@ -15,23 +15,32 @@ import pandas as pd
 # %% ../../nbs/00_data/00_arrays.ipynb #018a6dee
 def _channels_last(x:np.ndarray) -> np.ndarray:
     "A view of `x` (N×H×W, N×H×W×C or N×C×H×W) as N×H×W×C; ValueError for every other shape"
-    shape = "×".join(map(str, x.shape))
-    if x.ndim == 2: raise ValueError(
-        f"A 2-D array ({shape}) is either one image or a table of features. One image: x[None]. "
-        "N rows of H·W pixels each: x.reshape(-1, H, W), or x.reshape(-1, H, W, 3) for colour.")
-    if x.ndim == 3 and x.shape[-1] in (1, 3): raise ValueError(
-        f"A 3-D array ({shape}) should be N×H×W, but its last axis looks like a channel. One image: x[None].")
+    if x.ndim == 2 or (x.ndim == 3 and x.shape[-1] in (1, 3)): raise ValueError(_ambiguous(x.shape))
     if x.ndim == 3: x = x[..., None]
     if x.ndim == 4 and x.shape[-1] not in (1, 3) and x.shape[1] in (1, 3): x = np.moveaxis(x, 1, -1)
-    if x.ndim != 4 or x.shape[-1] not in (1, 3): raise ValueError(
-        f"Images of shape {shape} were given. Needed: N×H×W, N×H×W×C or N×C×H×W, with 1 (gray) or 3 (RGB) channels.")
-    if not len(x): raise ValueError(f"Zero images were given (an array of shape {shape}); at least one is needed.")
-    if min(x.shape[1:3]) < 2:
-        raise ValueError(
-            f"Images of {x.shape[1]}×{x.shape[2]} pixels were given; the smallest side is 2. Is the order of the axes"
-            f" right? ({shape})"
-        )
+    if fault := _no_images(x.shape): raise ValueError(fault)
     return x
+
+# %% ../../nbs/00_data/00_arrays.ipynb #7923cadf
+def _by(shape) -> str: return "×".join(map(str, shape))
+
+def _ambiguous(shape:tuple) -> str:
+    "What to do with an array that may be one image or many"
+    if len(shape) == 3: return (
+        f"A 3-D array ({_by(shape)}) should be N×H×W, but its last axis looks like a channel. One image: x[None].")
+    return (f"A 2-D array ({_by(shape)}) is either one image or a table of features. One image: x[None]. "
+            "N rows of H·W pixels each: x.reshape(-1, H, W), or x.reshape(-1, H, W, 3) for colour.")
+
+def _no_images(shape:tuple) -> str|None:
+    "What is wrong with a shape that should be N×H×W×C"
+    if len(shape) != 4 or shape[-1] not in (1, 3): return (
+        f"Images of shape {_by(shape)} were given. Needed: N×H×W, N×H×W×C or N×C×H×W, "
+        "with 1 (gray) or 3 (RGB) channels.")
+    if not shape[0]: return f"Zero images were given (an array of shape {_by(shape)}); at least one is needed."
+    if min(shape[1:3]) < 2: return (
+        f"Images of {shape[1]}×{shape[2]} pixels were given; the smallest side is 2. "
+        f"Is the order of the axes right? ({_by(shape)})")
+    return None
 
 # %% ../../nbs/00_data/00_arrays.ipynb #2ea7985d
 def _blocks(x:np.ndarray, pixels:int=2**22):
@@ -40,12 +49,13 @@ def _blocks(x:np.ndarray, pixels:int=2**22):
     return (slice(i, min(i + step, len(x))) for i in range(0, len(x), step))
 
 # %% ../../nbs/00_data/00_arrays.ipynb #f4e87c20
-def _steps(x:np.ndarray) -> tuple: # (k = 255·x rounded, as float32; does image i consist of values k/255 alone?)
+def _steps(x:np.ndarray) -> tuple: # (k = 255·x, as float32; does image i consist of k/255 alone?)
     "The bytes that floats may once have been"
     k = np.rint(np.asarray(x, np.float32) * np.float32(255))
     kind = np.float16 if x.dtype.itemsize == 2 else np.float32
     return k, ((k / np.float32(255)).astype(kind) == x.astype(kind)).all(axis=(1, 2, 3))
 
+# %% ../../nbs/00_data/00_arrays.ipynb #26319087
 def _from_half(x:np.ndarray) -> np.ndarray:
     "float16 as float32; images which are bytes/255 get the exact values back"
     out = np.empty(x.shape, np.float32)
@@ -55,43 +65,42 @@ def _from_half(x:np.ndarray) -> np.ndarray:
     return out
 
 # %% ../../nbs/00_data/00_arrays.ipynb #ad749db7
+def _checked(x:np.ndarray) -> np.ndarray: # uint8 as it is; floats within [0, 1] as float32
+    "TypeError for other types, ValueError for other values"
+    if x.dtype == np.uint8: return x
+    if x.dtype.kind != "f": raise TypeError(_other_type(x))
+    for s in _blocks(x):
+        low, high = x[s].min(axis=(1, 2, 3)), x[s].max(axis=(1, 2, 3))
+        if (odd := ~(np.isfinite(low) & np.isfinite(high))).any(): raise ValueError(
+            f"Image {s.start + odd.argmax()} holds NaN or infinite values. "
+            "Repair or leave out such images first.")
+        if (far := (low < 0) | (high > 1)).any():
+            i = far.argmax()
+            raise ValueError(f"Image {s.start + i} has values {_from_to(low[i], high[i])}")
+    return _from_half(x) if x.dtype.itemsize == 2 else x.astype(np.float32, copy=False)
+
+# %% ../../nbs/00_data/00_arrays.ipynb #95a9a6f6
 def _short(v) -> str:
     "A number in few digits, but in as many as tell it from its neighbours"
     return f"{v:g}" if v.dtype.type(f"{v:g}") == v else str(v)
 
+def _from_to(low, high) -> str:
+    "What to do with floats beyond [0, 1]"
+    return (f"from {_short(low)} to {_short(high)}; floats must lie in [0, 1]. Divide 0…255 by 255, undo a "
+            "standardisation, or, after mere rounding, numpy.clip(x, 0, 1).")
+
 def _other_type(x:np.ndarray) -> str:
     "What to do with images that are neither bytes nor floats"
-    if x.dtype.kind == "b": return "Masks: x.astype('uint8') * 255."
-    return (
+    start = f"Images of type {x.dtype} were given. Needed: uint8 in 0…255, or floats in [0, 1]. "
+    if x.dtype.kind == "b": return start + "Masks: x.astype('uint8') * 255."
+    return start + (
         "Values that already lie in 0…255: x.astype('uint8'). The full range of 16 bits: x.astype('float32') / 65535."
         " Others (CT units, 12-bit scanners, …): numpy.clip((x.astype('float32') - low) / (high - low), 0, 1), with the"
-        " same low and high for all images."
-    )
-
-def _checked(x:np.ndarray) -> np.ndarray:
-    "uint8 as it is, floating point within [0, 1] as float32; TypeError for other types, ValueError for other values"
-    if x.dtype == np.uint8: return x
-    if x.dtype.kind != "f": raise TypeError(
-        f"Images of type {x.dtype} were given. Needed: uint8 in 0…255, or floats in [0, 1]. {_other_type(x)}")
-    for s in _blocks(x):
-        low, high = x[s].min(axis=(1, 2, 3)), x[s].max(axis=(1, 2, 3))
-        odd = np.flatnonzero(~(np.isfinite(low) & np.isfinite(high)))
-        if len(odd):
-            raise ValueError(
-                f"Image {s.start + odd[0]} holds NaN or infinite values. Repair or leave out such images first."
-            )
-        far = np.flatnonzero((low < 0) | (high > 1))
-        if len(far):
-            raise ValueError(
-                f"Image {s.start + far[0]} has values from {_short(low[far[0]])} to {_short(high[far[0]])}; floats must"
-                " lie in [0, 1]. Divide 0…255 by 255, undo a standardisation, or, after mere rounding, numpy.clip(x,"
-                " 0, 1)."
-            )
-    return _from_half(x) if x.dtype.itemsize == 2 else x.astype(np.float32, copy=False)
+        " same low and high for all images.")
 
 # %% ../../nbs/00_data/00_arrays.ipynb #e3a3e890
 def _to_numpy(x) -> np.ndarray:
-    "An array over the same memory where possible: tensors, arrays, and whatever NumPy can read (Pillow images, lists)"
+    "An array over the same memory where possible: tensors, arrays, Pillow images, lists"
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
         x = x.detach().cpu()
@@ -101,21 +110,13 @@ def _to_numpy(x) -> np.ndarray:
 # %% ../../nbs/00_data/00_arrays.ipynb #d85bc444
 def _image_part(item, i:int):
     "The image in item `i` of a dataset: the item, its first part, or its entry `image`"
-    if not isinstance(item, Mapping): return item[0] if isinstance(item, (tuple, list)) and len(item) else item
+    if not isinstance(item, Mapping):
+        return item[0] if isinstance(item, (tuple, list)) and len(item) else item
     if "image" in item: return item["image"]
-    raise KeyError(f"Item {i} is a dictionary without 'image'; it has: {', '.join(map(str, item))}.")
+    raise KeyError(
+        f"Item {i} is a dictionary without 'image'; it has: {', '.join(map(str, item))}.")
 
 # %% ../../nbs/00_data/00_arrays.ipynb #7f213d88
-def _other_mode(mode:str) -> str:
-    "What to do with a Pillow image of another mode, so that nothing of the picture is lost"
-    if mode[0] not in "IF": return f"Use image.convert('{'L' if mode == '1' else 'RGB'}')." + (
-        " It drops the transparency: paste the image on a background first, if it has any." if mode[-1] in "Aa" else "")
-    return (
-        "Its values go beyond 0…255. As floats: numpy.asarray(image, 'float32') / 65535 for the full range of 16 bits,"
-        " or numpy.clip((numpy.asarray(image, 'float32') - low) / (high - low), 0, 1), with the same low and high for"
-        " all images."
-    )
-
 def _item_image(item, i:int) -> np.ndarray:
     "Item `i` of a dataset as an image H×W×C"
     item = _image_part(item, i)
@@ -123,38 +124,52 @@ def _item_image(item, i:int) -> np.ndarray:
     if isinstance(mode, str) and mode not in ("L", "RGB"): raise TypeError(
         f"Item {i} is a Pillow image of mode {mode}; needed: L or RGB. {_other_mode(mode)}")
     x = _to_numpy(item)
-    if x.ndim not in (2, 3):
-        raise ValueError(
-            f"Item {i} should be an image (H×W, H×W×C or C×H×W), a pair (image, …) or a dictionary with 'image'; got"
-            f" shape {x.shape}."
-        )
+    if x.ndim not in (2, 3): raise ValueError(
+        f"Item {i} should be an image (H×W, H×W×C or C×H×W), a pair (image, …) "
+        f"or a dictionary with 'image'; got shape {x.shape}.")
     return _channels_last((x[..., None] if x.ndim == 2 else x)[None])[0]
+
+# %% ../../nbs/00_data/00_arrays.ipynb #a777fbc8
+def _other_mode(mode:str) -> str:
+    "What to do with a Pillow image of another mode, so that nothing of the picture is lost"
+    if mode[0] not in "IF": return f"Use image.convert('{'L' if mode == '1' else 'RGB'}')." + (
+        " It drops the transparency: paste the image on a background first, if it has any." if mode[-1] in "Aa" else "")
+    return (
+        "Its values go beyond 0…255. As floats: numpy.asarray(image, 'float32') / 65535 for the full range of 16 bits,"
+        " or numpy.clip((numpy.asarray(image, 'float32') - low) / (high - low), 0, 1), with the same low and high for"
+        " all images.")
 
 # %% ../../nbs/00_data/00_arrays.ipynb #5e906fd2
 def _stacked(dataset) -> np.ndarray:
     "The images of a map-style dataset in one array N×H×W×C"
-    if not len(dataset): raise ValueError("Zero images were given (an empty dataset); at least one is needed.")
+    if not len(dataset):
+        raise ValueError("Zero images were given (an empty dataset); at least one is needed.")
     for i in range(len(dataset)):
         x = _item_image(dataset[i], i)
         if i == 0: out = np.empty((len(dataset), *x.shape), x.dtype)
         if x.shape != out.shape[1:] or x.dtype != out.dtype: raise ValueError(
-            f"Item {i} has shape {x.shape} and type {x.dtype}, item 0 has {out.shape[1:]} and {out.dtype}. "
-            "All images need one size and type: add a resize and a conversion to the dataset's transforms.")
+            f"Item {i} has shape {x.shape} and type {x.dtype}, "
+            f"item 0 has {out.shape[1:]} and {out.dtype}. All images need one size and type: "
+            "add a resize and a conversion to the dataset's transforms.")
         out[i] = x
     return out
 
 # %% ../../nbs/00_data/00_arrays.ipynb #58a1d75c
 def as_images(
-    x, # array or tensor N×H×W, N×H×W×C or N×C×H×W; ImageSet; map-style dataset of images, (image, …) or {"image": …}; list of images
+    x, # array or tensor N×H×W, N×H×W×C or N×C×H×W; ImageSet; list or map-style dataset of
+       # images, of pairs (image, …) or of {"image": …}
 ) -> np.ndarray: # N×H×W×C; uint8, or float32 within [0, 1]; shares memory with `x` where it can
-    "Bring images into the one form used everywhere; TypeError or ValueError say what is wrong and what to do"
-    if isinstance(getattr(x, "table", None), pd.DataFrame): return x.images  # an ImageSet was checked when it was made
+    "Bring images into one form; TypeError or ValueError say what is wrong and what to do"
+    if isinstance(getattr(x, "table", None), pd.DataFrame): return x.images  # an ImageSet
     torch = sys.modules.get("torch")
-    if isinstance(x, np.ndarray) or hasattr(x, "__array__") or (torch is not None and isinstance(x, torch.Tensor)): x = _to_numpy(x)
-    elif isinstance(x, (str, bytes, Mapping)) or not (hasattr(x, "__getitem__") and hasattr(x, "__len__")): raise TypeError(
-        f"Images are needed, but a {type(x).__name__} was given. Give an array, a tensor, an ImageSet or a dataset with a length "
-        "and numbered items. Names and files of data sets go through load_dataset.")
-    else: x = _stacked(x)
+    is_tensor = torch is not None and isinstance(x, torch.Tensor)
+    numbered = hasattr(x, "__getitem__") and hasattr(x, "__len__")
+    if isinstance(x, np.ndarray) or hasattr(x, "__array__") or is_tensor: x = _to_numpy(x)
+    elif numbered and not isinstance(x, (str, bytes, Mapping)): x = _stacked(x)
+    else: raise TypeError(
+        f"Images are needed, but a {type(x).__name__} was given. Give an array, a tensor, "
+        "an ImageSet or a dataset with a length and numbered items. "
+        "Names and files of data sets go through load_dataset.")
     return _checked(_channels_last(x))
 
 # %% ../../nbs/00_data/00_arrays.ipynb #8a1f372c
@@ -164,24 +179,28 @@ def check_side(size, name:str="size"):
         f"{name}={size!r} was given; needed: the side of the new images in pixels, a whole number of at least 2.")
 
 # %% ../../nbs/00_data/00_arrays.ipynb #53c8b342
+def _interpolated(x:np.ndarray, size:int) -> np.ndarray: # float32
+    "Float images N×H×W×C at size×size, by the sum above along both axes"
+    import torch
+    block = torch.from_numpy(np.array(x, np.float32, order="C")).permute(0, 3, 1, 2)
+    new = torch.nn.functional.interpolate(
+        block, size=(size, size), mode="bilinear", antialias=True)
+    return new.permute(0, 2, 3, 1).numpy()
+
+# %% ../../nbs/00_data/00_arrays.ipynb #1db9abae
 def resize(
     images,   # whatever as_images takes
     size:int, # side of the new, square images, in pixels (at least 2)
-) -> np.ndarray: # N×size×size×C, of the same type as the images given
-    "Resize to size×size: bilinear, antialiased; uint8 is rounded and stays uint8, and floats k/255 are rounded to such floats. ValueError for an impossible size"
-    import torch
+) -> np.ndarray: # N×size×size×C, of the type of the images: uint8, or float32 in [0, 1]
+    "Resize to size×size: bilinear, antialiased; ValueError for an impossible size"
     x = as_images(images)
     check_side(size)
     out = np.empty((len(x), size, size, x.shape[-1]), x.dtype)
     for s in _blocks(x):
         k, bytes_ = (x[s], np.ones(len(x[s]), bool)) if x.dtype == np.uint8 else _steps(x[s])
         rows = bytes_[:, None, None, None]
-        block = torch.from_numpy(np.array(np.where(rows, k, x[s]), np.float32, order="C")).permute(0, 3, 1, 2)
-        new = (
-            torch.nn.functional.interpolate(block, size=(int(size), int(size)), mode="bilinear", antialias=True)
-            .permute(0, 2, 3, 1)
-            .numpy()
-        )
+        new = _interpolated(np.where(rows, k, x[s]), int(size))
         rounded = np.clip(np.rint(new), 0, 255)
-        out[s] = rounded if x.dtype == np.uint8 else np.where(rows, rounded / np.float32(255), np.clip(new, 0, 1))
+        if x.dtype == np.uint8: out[s] = rounded
+        else: out[s] = np.where(rows, rounded / np.float32(255), np.clip(new, 0, 1))
     return out

@@ -29,10 +29,10 @@ def did_you_mean(
 # %% ../../nbs/00_data/01_names.ipynb #ba9e4f4f
 def match_name(
     name: str,      # what was asked for
-    options,        # the names that exist
+    options,        # the names that exist (iterable of str)
     what: str,      # "model", "preset", …, for the message
 ) -> str:           # the option meant
-    "Find `name` among `options` without case or punctuation, or raise a `ValueError` that lists near matches."
+    "The one of `options` that is `name` but for case and punctuation; ValueError with near matches"
     for option in options:
         if plain(option) == plain(name): return option
     near, known = did_you_mean(name, options), ", ".join(dict.fromkeys(options))

@@ -6,6 +6,7 @@
 __all__ = ['RATIO', 'SMALL', 'Refused', 'open_npz', 'read_array', 'read_arrays', 'read_shapes', 'gunzip']
 
 # %% ../../nbs/00_data/05_npz.ipynb #aed8a7eb
+import gzip
 import math
 import zipfile
 from contextlib import contextmanager
@@ -22,63 +23,77 @@ class Refused(ValueError):
 
 def _not_a_bomb(path:Path, size:int, packed:int):
     "Refuse to unpack `size` bytes from `packed`"
-    if size > max(SMALL, RATIO * packed):
-        raise Refused(
-            f"{path} ({packed:,} bytes) would unpack to {size:,} bytes, more than {RATIO} times its size, which images"
-            " hardly do; it is not unpacked. If it is what you want: save the arrays uncompressed (numpy.savez)."
-        )
+    if size > max(SMALL, RATIO * packed): raise Refused(
+        f"{path} ({packed:,} bytes) would unpack to {size:,} bytes, more than {RATIO} times its "
+        "size, which images hardly do; it is not unpacked. If it is what you want: save the "
+        "arrays uncompressed (numpy.savez).")
 
+# %% ../../nbs/00_data/05_npz.ipynb #499435e3
 def _members(z:zipfile.ZipFile, path:Path) -> dict: # {key: ZipInfo}
     "The members of an npz by the name of their array; BadZipFile for a list that cannot be right"
     infos, packed = z.infolist(), path.stat().st_size
-    with open(path, "rb") as f:
-        f.seek(packed - 22 - len(z.comment))
-        end = f.read(22)
-    counted = end[:4] == b"PK\5\6" and int.from_bytes(end[10:12], "little") in (len(infos), 0xFFFF)
-    if not counted or min((i.header_offset for i in infos), default=-1) != 0:
+    if not _counted(path, len(infos), packed - 22 - len(z.comment)) or not _starts_at_0(infos):
         raise zipfile.BadZipFile("the list of its arrays is incomplete")
     found = {i.filename.removesuffix(".npy"): i for i in infos}
     if len(found) < len(infos): raise zipfile.BadZipFile("two of its arrays have one name")
-    if odd := [k for k, i in found.items() if i.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)]:
+    numpys = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    if odd := [k for k, i in found.items() if i.compress_type not in numpys]:
         raise zipfile.BadZipFile(f"{', '.join(odd[:3])}: packed by another method than numpy's")
     _not_a_bomb(path, sum(i.file_size for i in infos), packed)
     return found
 
+# %% ../../nbs/00_data/05_npz.ipynb #47693be1
+def _counted(path:Path, n:int, at:int) -> bool:
+    "Does the end of the list, `at` that byte, say that there are `n` members?"
+    with open(path, "rb") as f:
+        f.seek(at)
+        end = f.read(22)
+    return end[:4] == b"PK\5\6" and int.from_bytes(end[10:12], "little") in (n, 0xFFFF)
+
+def _starts_at_0(infos) -> bool: return min((i.header_offset for i in infos), default=-1) == 0
+
 # %% ../../nbs/00_data/05_npz.ipynb #e4e8823d
 @contextmanager
 def open_npz(path:Path): # yields (ZipFile, {key: ZipInfo})
-    "An npz file, open; FileNotFoundError when it is absent, ValueError when it is no npz, or anything in it is damaged"
-    if not path.is_file(): raise FileNotFoundError(f"{path} is a folder; an npz file is needed." if path.is_dir() else f"There is no file {path}.")
-    with open(path, "rb") as f: size, whole = f"{path.stat().st_size:,} bytes", zipfile.is_zipfile(f)
-    if not whole: raise ValueError(f"{path} ({size}) is no npz file, or is truncated: its end is missing. Copy or download it again.")
+    "An npz file, open; FileNotFoundError when it is absent, ValueError when it is none or damaged"
+    if path.is_dir(): raise FileNotFoundError(f"{path} is a folder; an npz file is needed.")
+    if not path.is_file(): raise FileNotFoundError(f"There is no file {path}.")
+    size = f"{path.stat().st_size:,} bytes"
+    with open(path, "rb") as f: whole = zipfile.is_zipfile(f)
+    if not whole: raise ValueError(
+        f"{path} ({size}) is no npz file, or is truncated: its end is missing. "
+        "Copy or download it again.")
     try:
         with zipfile.ZipFile(path) as z: yield z, _members(z, path)
     except Refused: raise
-    except Exception as e: # damage shows in errors of any class: SyntaxError, struct.error, MemoryError, …
-        raise ValueError(f"{path} ({size}) is damaged ({type(e).__name__}: {e}). Copy or download it again.") from e
+    except Exception as e: # damage shows in errors of any class: SyntaxError, MemoryError, …
+        raise ValueError(f"{path} ({size}) is damaged ({type(e).__name__}: {e}). "
+                         "Copy or download it again.") from e
 
 # %% ../../nbs/00_data/05_npz.ipynb #bf4267f0
 def _header(f, path:Path, key:str) -> tuple: # (shape, in Fortran's order?, dtype)
-    "Read the header of an array, up to its data; `Refused` for what is no array of numbers or text"
+    "Read the header of an array, up to its data; `Refused` for what is no numbers or text"
     start = f.read(8)
-    if start[:6] != npy.MAGIC_PREFIX: raise Refused(f"{path} is a zip file but no npz: no arrays are in {key}.")
+    if start[:6] != npy.MAGIC_PREFIX:
+        raise Refused(f"{path} is a zip file but no npz: no arrays are in {key}.")
     if (version := tuple(start[6:])) not in ((1, 0), (2, 0), (3, 0)):
         raise ValueError(f"{key} has the unknown version {version}")
-    shape, fortran, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(f)
-    if dtype.hasobject or dtype.kind == "V":
-        raise Refused(
-            f"{path}: {key} holds Python objects or records (dtype {dtype}), which are never loaded. Save plain numbers"
-            " or text."
-        )
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, fortran, dtype = read(f)
+    if dtype.hasobject or dtype.kind == "V": raise Refused(
+        f"{path}: {key} holds Python objects or records (dtype {dtype}), which are never loaded. "
+        "Save plain numbers or text.")
     return shape, fortran, dtype
 
+# %% ../../nbs/00_data/05_npz.ipynb #491474c3
 def read_array(z:zipfile.ZipFile, info:zipfile.ZipInfo, path:Path, key:str) -> np.ndarray:
     "One array, read to its end: its checksum holds, and header and data fill the declared size"
     with z.open(info) as f:
         shape, fortran, dtype = _header(f, path, key)
-        size, start = math.prod(shape) * dtype.itemsize, f.tell()
-        if min(shape, default=0) < 0 or start + size != info.file_size: raise ValueError(
-            f"{key} of shape {shape} and type {dtype} needs {size:,} bytes, but there are {info.file_size - start:,}")
+        size, there = math.prod(shape) * dtype.itemsize, info.file_size - f.tell()
+        if min(shape, default=0) < 0 or size != there: raise ValueError(
+            f"{key} of shape {shape} and type {dtype} "
+            f"needs {size:,} bytes, but there are {there:,}")
         data = np.empty(size, np.uint8)
         for i in range(0, size, 2**20):
             part = f.read(min(2**20, size - i))
@@ -89,11 +104,13 @@ def read_array(z:zipfile.ZipFile, info:zipfile.ZipInfo, path:Path, key:str) -> n
 
 # %% ../../nbs/00_data/05_npz.ipynb #4e69e5e4
 def read_arrays(path:Path) -> dict: # {key: ndarray}
-    "The arrays of an npz file, exactly as written; FileNotFoundError, or ValueError when anything about it is wrong"
-    with open_npz(path) as (z, found): return {k: read_array(z, i, path, k) for k, i in found.items()}
+    "The arrays of an npz file as written; FileNotFoundError, or ValueError when anything is wrong"
+    with open_npz(path) as (z, found):
+        return {k: read_array(z, i, path, k) for k, i in found.items()}
 
+# %% ../../nbs/00_data/05_npz.ipynb #6e385e1d
 def read_shapes(path:Path) -> dict: # {key: shape}
-    "Shapes of the arrays of an npz, from their headers alone"
+    "Shapes of the arrays of an npz, from their headers alone; errors as of `read_arrays`"
     with open_npz(path) as (z, found):
         out = {}
         for key, info in found.items():
@@ -102,12 +119,12 @@ def read_shapes(path:Path) -> dict: # {key: shape}
 
 # %% ../../nbs/00_data/05_npz.ipynb #5e8510d4
 def gunzip(path:Path) -> bytes:
-    "Unpack a gzip file to its end, where the checksum is; `Refused` above 256 MiB, errors of gzip when it is damaged"
-    import gzip
+    "Unpack a gzip file to its end; `Refused` above 256 MiB, errors of gzip when it is damaged"
     packed = path.stat().st_size
     with open(path, "rb") as f:
-        f.seek(max(0, packed - 4)); declared = int.from_bytes(f.read(4), "little")
-    with gzip.open(path) as f: raw = f.read(SMALL + 1) if declared <= SMALL else b""
-    if max(declared, len(raw)) > SMALL:
-        raise Refused(f"{path} ({packed:,} bytes) would unpack to more than {SMALL:,} bytes; it is not unpacked.")
+        f.seek(max(0, packed - 4))
+        declared = int.from_bytes(f.read(4), "little")
+    with gzip.open(path) as z: raw = z.read(SMALL + 1) if declared <= SMALL else b""
+    if max(declared, len(raw)) > SMALL: raise Refused(
+        f"{path} ({packed:,} bytes) would unpack to more than {SMALL:,} bytes; it is not unpacked.")
     return raw

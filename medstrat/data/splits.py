@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from .images import ImageSet, not_whole
 from .names import plain
-from .images import ImageSet, like, not_whole
 
 # %% ../../nbs/00_data/03_splits.ipynb #f2af2592
 @dataclass(repr=False)
@@ -24,18 +24,21 @@ class Splits:
     val: ImageSet|None   # to make choices on
     test: ImageSet|None  # to report
     notices: tuple = ()  # remarks on where the data came from, one text each
-    source: str|None = None   # absolute path of the file or folder; None: embedded, or made by hand
+    source: str|None = None   # absolute path of file or folder; None: embedded, or made by hand
     checksum: str|None = None # SHA-256 of the content, before any resizing; None: made by hand
 
     def __post_init__(self):
         for part in self.split_names:
             s = getattr(self, part)
-            if s.image_shape != self.train.image_shape or s.target != self.train.target: raise ValueError(
-                f"{self.name}: {part} ({s}) and train ({self.train}) differ in channels, size or label column. "
-                "Images of several sizes: load_dataset(…, image_size=…), or resize each part before.")
-            setattr(self, part, like(s, name=f"{self.name}/{part}"))
+            if (s.image_shape, s.target) != (self.train.image_shape, self.train.target):
+                raise ValueError(
+                    f"{self.name}: {part} ({s}) and train ({self.train}) differ in channels, size "
+                    "or label column. Images of several sizes: load_dataset(…, image_size=…), "
+                    "or resize each part before.")
+            setattr(self, part, s.but(name=f"{self.name}/{part}"))
 
-    def __repr__(self): return "\n".join([*(repr(getattr(self, p)) for p in self.split_names), *self.notices])
+    def __repr__(self):
+        return "\n".join([*(repr(getattr(self, p)) for p in self.split_names), *self.notices])
 
     @property
     def split_names(self) -> tuple: # e.g. ("train", "test")
@@ -44,48 +47,53 @@ class Splits:
 
     def describe(self) -> pd.DataFrame: # a row a part
         "`ImageSet.describe` of every part, one below the other"
-        return pd.concat([getattr(self, p).describe() for p in self.split_names]).set_axis(list(self.split_names))
+        rows = [getattr(self, p).describe() for p in self.split_names]
+        return pd.concat(rows).set_axis(list(self.split_names))
 
     def resize(self, size:int) -> "Splits":
         "Every part with images of size×size pixels"
         return replace(self, **{p: getattr(self, p).resize(size) for p in self.split_names})
 
     def with_target(self, column:str) -> "Splits":
-        "Every part with `column` as its label: whole numbers are the codes, text is coded in sorted order"
-        return replace(self, **parts_with_target({p: getattr(self, p) for p in self.split_names}, column))
+        "Every part with `column` as its label: whole numbers are codes, text is coded as it sorts"
+        parts = {p: getattr(self, p) for p in self.split_names}
+        return replace(self, **parts_with_target(parts, column))
 
 # %% ../../nbs/00_data/03_splits.ipynb #d2c8ba4a
-def _codes(values:pd.Series, name:str) -> tuple: # (int64 codes, {code: name})
-    "A column as codes of classes; TypeError for measurements, ValueError for gaps"
-    kind = getattr(values.dtype, "kind", "O")
-    empty = values.isna() if kind in "iufb" else values.isna() | (values.astype(str).str.strip() == "")
-    if gaps := int(empty.sum()):
-        raise ValueError(
-            f"{name!r} has no value for {gaps} of {len(values)} images, so it cannot be the label. Leave these images"
-            " out first."
-        )
-    if kind == "f" and not (values % 1 == 0).all():
-        raise TypeError(
-            f"{name!r} holds measurements (such as {values[values % 1 != 0].iloc[0]:g}); a label needs classes. Bin the"
-            " column first, e.g. with pandas.cut."
-        )
-    if kind != "b" and not not_whole(values).any():
-        return values.to_numpy(np.int64), {int(v): str(int(v)) for v in np.unique(values)}
-    codes, names = pd.factorize(values if kind in "iufb" else values.astype(str), sort=True)
-    return codes.astype(np.int64), {i: str(n) for i, n in enumerate(names)}
-
 def parts_with_target(sets:dict, column:str) -> dict: # the same keys
-    "Parts (`ImageSet` or None) with `column` as their label; one code means one class in all of them"
+    "Parts (`ImageSet` or None) with `column` as their label; a code means one class in all of them"
     parts = {p: s for p, s in sets.items() if s is not None}
     if all(s.target == column for s in parts.values()): return sets
-    codes, classes = _codes(pd.concat([s.column(column) for s in parts.values()], ignore_index=True), column)
+    values = pd.concat([s.column(column) for s in parts.values()], ignore_index=True)
+    codes, classes = _codes(values, column)
     ends = np.cumsum([len(s) for s in parts.values()])
-    return sets | {p: like(s, table=s.table.assign(**{column: c}), target=column, classes=classes)
-                   for (p, s), c in zip(parts.items(), np.split(codes, ends[:-1]), strict=True)}
+    return sets | {
+        p: s.but(table=s.table.assign(**{column: c}), target=column, classes=classes)
+        for (p, s), c in zip(parts.items(), np.split(codes, ends[:-1]), strict=True)}
+
+# %% ../../nbs/00_data/03_splits.ipynb #fac3d485
+def _codes(values:pd.Series, name:str) -> tuple: # (int64 codes, {code: name})
+    "A column as codes of classes; TypeError for measurements, ValueError for gaps"
+    number = getattr(values.dtype, "kind", "O") in "iufb"
+    if gaps := int(_gaps(values, number).sum()): raise ValueError(
+        f"{name!r} has no value for {gaps} of {len(values)} images, so it cannot be the label. "
+        "Leave these images out first.")
+    if number and values.dtype.kind == "f" and not (values % 1 == 0).all(): raise TypeError(
+        f"{name!r} holds measurements (such as {values[values % 1 != 0].iloc[0]:g}); "
+        "a label needs classes. Bin the column first, e.g. with pandas.cut.")
+    if number and values.dtype.kind != "b" and not not_whole(values).any():
+        return values.to_numpy(np.int64), {int(v): str(int(v)) for v in np.unique(values)}
+    codes, names = pd.factorize(values if number else values.astype(str), sort=True)
+    return codes.astype(np.int64), {i: str(n) for i, n in enumerate(names)}
+
+# %% ../../nbs/00_data/03_splits.ipynb #07fdfeb0
+def _gaps(values:pd.Series, number:bool=False) -> pd.Series: # bool, N values
+    "Where a value is missing; among texts, also the empty ones"
+    return values.isna() if number else values.isna() | (values.astype(str).str.strip() == "")
 
 # %% ../../nbs/00_data/03_splits.ipynb #0e63d89d
 def _draw(y:np.ndarray, fraction:float, rng, keep:int=1) -> np.ndarray: # sorted row numbers
-    "`fraction` of every class of `y`: at least one image of each, and `keep` are left (one for each part still to come)"
+    "`fraction` of every class, at least one image; `keep` are left, one a part still to come"
     drawn = []
     for c in np.unique(y):
         rows = rng.permutation(np.flatnonzero(y == c))
@@ -103,17 +111,18 @@ def group_column(
     s.column(group)
     return group
 
+# %% ../../nbs/00_data/03_splits.ipynb #cc60da7e
 def group_codes(values) -> np.ndarray: # N codes 0…G−1, in the order of appearance
     "Groups as whole numbers; every missing value (NaN, None, empty text) is a group of its own"
     values = pd.Series(values).reset_index(drop=True)
-    lost = values.isna() | (values.astype(str).str.strip() == "")
+    lost = _gaps(values)
     codes = pd.factorize(values.astype(str) if values.dtype == object else values)[0]
     codes[lost] = len(values) + np.arange(lost.sum())
     return pd.factorize(codes)[0]
 
 # %% ../../nbs/00_data/03_splits.ipynb #c3a11d19
 def _draw_groups(y:np.ndarray, groups, fraction:float, rng) -> np.ndarray: # sorted row numbers
-    "Whole groups that hold about `fraction` of every class of `y`; ValueError when the groups are too few or too large"
+    "Groups with about `fraction` of every class of `y`; ValueError for too few or too large ones"
     group = group_codes(groups)
     n = group.max() + 1
     c = np.unique(y, return_inverse=True)[1]
@@ -121,44 +130,14 @@ def _draw_groups(y:np.ndarray, groups, fraction:float, rng) -> np.ndarray: # sor
     np.add.at(share, (group, c), 1 / np.bincount(c)[c])
     p, chosen = np.zeros(share.shape[1]), []
     for g in rng.permutation(n):
-        if ((fraction - p - share[g])**2).sum() < ((fraction - p)**2).sum(): p += share[g]; chosen.append(g)
+        if ((fraction - p - share[g])**2).sum() < ((fraction - p)**2).sum():
+            p += share[g]
+            chosen.append(g)
     if not 0 < len(chosen) < n: raise ValueError(
-        f"{n} groups cannot be split so that one side gets about {fraction:.0%}: they are too few or too large. "
-        "Use another fraction or a finer grouping, or, if images of one group may fall on both sides, group=False.")
+        f"{n} groups cannot be split so that one side gets about {fraction:.0%}: they are too few "
+        "or too large. Use another fraction or a finer grouping, or, if images of one group may "
+        "fall on both sides, group=False.")
     return np.flatnonzero(np.isin(group, chosen))
-
-# %% ../../nbs/00_data/03_splits.ipynb #75cf3a6c
-def _check_split(s:ImageSet, test:float, val:float, group):
-    "Refuse a split that cannot be made: ValueError for fractions, classes or too few images"
-    if not (0 <= test < 1 and 0 <= val < 1 and 0 < test + val < 1):
-        raise ValueError(
-            f"test={test} and val={val} were given; each must lie in [0, 1), with a sum above 0 and below 1: train"
-            " needs the rest."
-        )
-    need = 1 + (test > 0) + (val > 0)
-    if group is not None: return
-    if s.target is not None:
-        rare = {s.classes[c]: int(n) for c, n in zip(*np.unique(s.labels, return_counts=True), strict=True) if n < need}
-        if rare:
-            raise ValueError(
-                f"{s.name}: a stratified split into {need} parts needs at least {need} images of every class, "
-                f"but there are: {rare} (images by class). Leave out or merge such classes."
-            )
-    elif len(s) < need:
-        raise ValueError(f"{s.name} has {len(s)} images, too few for {need} parts.")
-
-# %% ../../nbs/00_data/03_splits.ipynb #a16870f9
-def _absent(made:Splits) -> tuple: # remarks
-    "Say so when a part has no image of a class: where few groups hold a class, they may all fall on other sides"
-    if made.train.target is None: return ()
-    # below 0: no label
-    labels = {p: {c for c in np.unique(getattr(made, p).labels) if c >= 0} for p in made.split_names}
-    return tuple(
-        f"{made.name}: {p} has no image of {', '.join(repr(made.train.classes[c]) for c in sorted(lost))}: too few"
-        " groups hold this class. Another seed may split it, or a finer grouping."
-        for p, have in labels.items()
-        if (lost := set().union(*labels.values()) - have)
-    )
 
 # %% ../../nbs/00_data/03_splits.ipynb #856d831e
 def split(
@@ -166,26 +145,48 @@ def split(
     *,
     test:float=.2,  # share of all images for test; 0: none (the part is None)
     val:float=.1,   # share of all images for val; 0: none
-    group=None,     # column whose values must not be torn apart; None: patient, if there is one; False: none
+    group=None,     # column not to be torn apart; None: patient, if there is one; False: none
     seed:int=0,     # another seed, another split
 ) -> Splits: # disjoint, together all images, each in the original order
-    "Split at random, but the same way every time; by label, if there is one, and no patient on two sides"
+    "Split at random, but the same way every time; by label, and no patient on two sides"
     s = images if isinstance(images, ImageSet) else ImageSet(images)
     group = group_column(s, group)
     _check_split(s, test, val, group)
     rng, rest, out = np.random.RandomState(seed), np.arange(len(s)), {}
     for part, fraction in (("test", test), ("val", val / (1 - test))):
         y = s.labels[rest] if s.target is not None else np.zeros(len(rest), int)
-        take = (
-            np.array([], int)
-            if not fraction
-            else (
-                _draw(y, fraction, rng, 1 + (part == "test" and val > 0))
-                if group is None
-                else _draw_groups(y, s.column(group).to_numpy()[rest], fraction, rng)
-            )
-        )
+        if not fraction: take = np.array([], int)
+        elif group is None: take = _draw(y, fraction, rng, 1 + (part == "test" and val > 0))
+        else: take = _draw_groups(y, s.column(group).to_numpy()[rest], fraction, rng)
         out[part], rest = s[rest[take]] if len(take) else None, np.delete(rest, take)
     made = Splits(s.name, s[rest], out["val"], out["test"])
     for text in (absent := _absent(made)): warnings.warn(text, stacklevel=2)
     return replace(made, notices=absent)
+
+# %% ../../nbs/00_data/03_splits.ipynb #75cf3a6c
+def _check_split(s:ImageSet, test:float, val:float, group):
+    "Refuse a split that cannot be made: ValueError for fractions, classes or too few images"
+    if not (0 <= test < 1 and 0 <= val < 1 and 0 < test + val < 1): raise ValueError(
+        f"test={test} and val={val} were given; each must lie in [0, 1), with a sum above 0 and "
+        "below 1: train needs the rest.")
+    need = 1 + (test > 0) + (val > 0)
+    if group is not None: return
+    if s.target is None:
+        if len(s) < need: raise ValueError(f"{s.name} has {len(s)} images, too few for {need} parts.")
+        return
+    counts = zip(*np.unique(s.labels, return_counts=True), strict=True)
+    if rare := {s.classes[c]: int(n) for c, n in counts if n < need}: raise ValueError(
+        f"{s.name}: a stratified split into {need} parts needs at least {need} images of every class, "
+        f"but there are: {rare} (images by class). Leave out or merge such classes.")
+
+# %% ../../nbs/00_data/03_splits.ipynb #d022c62a
+def _absent(made:Splits) -> tuple: # remarks
+    "Say so when a part has no image of a class: where few groups hold it, all may fall on other sides"
+    if made.train.target is None: return ()
+    labels = {p: {c for c in np.unique(getattr(made, p).labels) if c >= 0}   # below 0: no label
+              for p in made.split_names}
+    lost = {p: set().union(*labels.values()) - have for p, have in labels.items()}
+    return tuple(
+        f"{made.name}: {p} has no image of {', '.join(repr(made.train.classes[c]) for c in sorted(codes))}: too few"
+        " groups hold this class. Another seed may split it, or a finer grouping."
+        for p, codes in lost.items() if codes)

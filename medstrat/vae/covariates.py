@@ -18,17 +18,18 @@ from ..data.names import did_you_mean
 def column_kind(
     values,     # a column: Series, array or list
 ) -> str:       # "category" or "number"
-    "Floats are numbers; text, booleans, whole numbers and pandas categories are categories. ValueError for dates and the like."
+    "Floats are numbers; text, booleans and whole numbers categories. ValueError for dates, times"
     values = pd.Series(values)
     if pd.api.types.is_float_dtype(values.dtype): return "number"
-    if values.dtype.kind in "mMc":
-        raise ValueError(f"the column {values.name!r} holds {values.dtype}; give numbers (float) or categories (text).")
+    if values.dtype.kind in "mMc": raise ValueError(
+        f"the column {values.name!r} holds {values.dtype}; "
+        "give numbers (float) or categories (text).")
     return "category"
 
 # %% ../../nbs/01_vae/03_covariates.ipynb #9216dfdc
 @dataclass(frozen=True)
 class Covariate:
-    "One column and how it becomes numbers: one-hot for categories, standardised for numbers."
+    "One column and how it becomes numbers: one-hot for categories, standardised for numbers"
     name: str
     categories: tuple | None = None  # the known ones, in order; None: a number
     mean: float = 0.0                # number: of the training images
@@ -38,16 +39,16 @@ class Covariate:
     @property
     def width(self) -> int: return 1 if self.categories is None else len(self.categories)
 
+# %% ../../nbs/01_vae/03_covariates.ipynb #85a586ad
 def _whole(values, name:str) -> pd.Series:
-    "A column without gaps; ValueError says where they are."
+    "A column without gaps; ValueError says where they are"
     values = pd.Series(values, name=name).reset_index(drop=True)
-    gaps = values.isna() | (values.isin([np.inf, -np.inf]) if column_kind(values) == "number" else False)
-    if gaps.any():
-        raise ValueError(
-            f"the condition {name!r} is missing or infinite for {gaps.sum()} of {len(values)} images (the first is"
-            f" image {int(gaps.idxmax())}). Leave out these images, or fill the gaps – for text, a category of its own"
-            " such as 'unknown' is honest."
-        )
+    gaps = values.isna()
+    if column_kind(values) == "number": gaps |= values.isin([np.inf, -np.inf])
+    if gaps.any(): raise ValueError(
+        f"the condition {name!r} is missing or infinite for {gaps.sum()} of {len(values)} images "
+        f"(the first is image {int(gaps.idxmax())}). Leave out these images, or fill the gaps – "
+        "for text, a category of its own such as 'unknown' is honest.")
     return values
 
 # %% ../../nbs/01_vae/03_covariates.ipynb #847caba8
@@ -55,165 +56,172 @@ def learn_covariate(
     values,     # the column for the training images, (N,)
     name: str,
 ) -> Covariate:
-    "Read categories, or mean and standard deviation, off a column. ValueError for gaps, constants and identifiers."
+    "Categories, or mean and standard deviation. ValueError for gaps, constants and identifiers"
     values = _whole(values, name)
-    distinct = values.nunique()
-    plain = lambda v: v.item() if isinstance(v, np.generic) else v
-    if distinct == 1:
-        raise ValueError(
-            f"the condition {name!r} is {plain(values[0])!r} for all training images: there is nothing to condition on."
-            " Leave it out."
-        )
-    if column_kind(values) == "number":
-        values = values.astype(np.float64)
-        mean, std = float(values.mean()), float(values.std(ddof=0))
-        if not (np.isfinite(std) and std > 0):
-            raise ValueError(
-                f"the condition {name!r} has a standard deviation of {std}; divide such numbers by a fixed one first."
-            )
-        return Covariate(name, None, mean, std, mean)
-    if distinct > max(len(values) // 2, 2):
-        raise ValueError(
-            f"the condition {name!r} has {distinct} categories for {len(values)} images, almost one for each. "
-            "A quantity in whole numbers becomes a number with .astype(float); an identifier cannot be a condition."
-        )
-    odd = [v for v in values.unique() if not isinstance(plain(v), (str, bool, int, float))]
-    if odd:
-        raise ValueError(
-            f"the condition {name!r} has categories such as {odd[0]!r} ({type(odd[0]).__name__}), which cannot be saved"
-            " with a model. Turn them into text with .astype(str)."
-        )
+    if values.nunique() == 1: raise ValueError(
+        f"the condition {name!r} is {_plain(values[0])!r} for all training images: "
+        "there is nothing to condition on. Leave it out.")
+    return (_number if column_kind(values) == "number" else _category)(values, name)
+
+# %% ../../nbs/01_vae/03_covariates.ipynb #bae0a746
+def _number(values:pd.Series, name:str) -> Covariate:
+    "Mean and standard deviation of a column"
+    values = values.astype(np.float64)
+    mean, std = float(values.mean()), float(values.std(ddof=0))
+    if not (np.isfinite(std) and std > 0): raise ValueError(
+        f"the condition {name!r} has a standard deviation of {std}; "
+        "divide such numbers by a fixed one first.")
+    return Covariate(name, None, mean, std, mean)
+
+# %% ../../nbs/01_vae/03_covariates.ipynb #1102cf23
+def _category(values:pd.Series, name:str) -> Covariate:
+    "The categories of a column, sorted"
+    _check_categories(values, name)
     known = sorted(values.unique(), key=lambda v: (str(type(v)), v))
-    return Covariate(name, tuple(plain(v) for v in known), typical=plain(values.mode()[0]))
+    return Covariate(name, tuple(_plain(v) for v in known), typical=_plain(values.mode()[0]))
+
+def _plain(v): return v.item() if isinstance(v, np.generic) else v
+
+# %% ../../nbs/01_vae/03_covariates.ipynb #8aa4b5ac
+def _check_categories(values:pd.Series, name:str):
+    "ValueError for identifiers, and for categories that JSON cannot hold"
+    if (distinct := values.nunique()) > max(len(values) // 2, 2): raise ValueError(
+        f"the condition {name!r} has {distinct} categories for {len(values)} images, almost one for each. "
+        "A quantity in whole numbers becomes a number with .astype(float); an identifier cannot be a condition.")
+    if odd := [v for v in values.unique() if not isinstance(_plain(v), (str, bool, int, float))]: raise ValueError(
+        f"the condition {name!r} has categories such as {odd[0]!r} ({type(odd[0]).__name__}), which cannot be saved "
+        "with a model. Turn them into text with .astype(str).")
 
 # %% ../../nbs/01_vae/03_covariates.ipynb #f53030b2
 def encode_covariate(
     c: Covariate,
     values,          # the column, (N,)
 ) -> np.ndarray:     # (N,width) float32
-    "Code a column as `c` says. ValueError for gaps, unseen categories, and words where numbers are needed."
+    "Code a column as `c` says. ValueError for gaps, unseen categories, and words for numbers"
     values = _whole(values, c.name)
-    if c.categories is None:
-        if not pd.api.types.is_numeric_dtype(values.dtype):
-            raise ValueError(f"the condition {c.name!r} was a number in training; got {values[0]!r}.")
-        coded = ((values.to_numpy(np.float64) - c.mean) / c.std)[:, None]
-        if np.abs(coded).max(initial=0) > 1e6:
-            raise ValueError(
-                f"the condition {c.name!r} lies more than a million standard deviations from its mean in training,"
-                f" {c.mean:g}."
-            )
-        return coded.astype(np.float32)
-    place = pd.Index(c.categories, dtype=object).get_indexer(values.astype(object))
+    return (_one_hot if c.categories is not None else _standardised)(c, values)
+
+def _one_hot(c: Covariate, values: pd.Series) -> np.ndarray:
+    "A row of zeros with a one at the place of each category"
+    known = c.categories or ()
+    place = pd.Index(known, dtype=object).get_indexer(values.astype(object))
     if (place < 0).any():
         unseen = sorted({repr(v) for v in values[place < 0]})
         raise ValueError(
-            f"the condition {c.name!r} has categories that training has not seen: {', '.join(unseen[:5])}. Known are:"
-            f" {', '.join(map(repr, c.categories[:20]))}."
-        )
+            f"the condition {c.name!r} has categories that training has not seen: "
+            f"{', '.join(unseen[:5])}. Known are: {', '.join(map(repr, known[:20]))}.")
     return np.eye(c.width, dtype=np.float32)[place]
 
-# %% ../../nbs/01_vae/03_covariates.ipynb #38ae7ca8
-def _is_names(condition) -> bool:
-    return isinstance(condition, str) or (
-        isinstance(condition, (list, tuple)) and len(condition) > 0 and all(isinstance(c, str) for c in condition)
-    )
+# %% ../../nbs/01_vae/03_covariates.ipynb #00d4b245
+def _standardised(c: Covariate, values: pd.Series) -> np.ndarray:
+    "Distance from the mean, in standard deviations"
+    if not pd.api.types.is_numeric_dtype(values.dtype):
+        raise ValueError(f"the condition {c.name!r} was a number in training; got {values[0]!r}.")
+    coded = ((values.to_numpy(np.float64) - c.mean) / c.std)[:, None]
+    if np.abs(coded).max(initial=0) > 1e6: raise ValueError(
+        f"the condition {c.name!r} lies more than a million standard deviations from its mean "
+        f"in training, {c.mean:g}.")
+    return coded.astype(np.float32)
 
+# %% ../../nbs/01_vae/03_covariates.ipynb #38ae7ca8
 def condition_table(
     condition,     # names of columns; or values: Series, DataFrame, array (N,) or (N,m)
     X,             # the images: an ImageSet, where names are given
     n: int,        # how many images
 ) -> pd.DataFrame: # (n, number of columns)
-    "The columns that are meant. ValueError when there is no such column, or the lengths differ."
+    "The columns that are meant. ValueError when there is no such column, or the lengths differ"
     if _is_names(condition):
-        return _columns([condition] if isinstance(condition, str) else list(condition), getattr(X, "table", None))
+        names = [condition] if isinstance(condition, str) else list(condition)
+        return _columns(names, getattr(X, "table", None))
     table = _values(condition)
-    if len(table) != n: raise ValueError(f"the condition has {len(table)} rows for {n} images.")
-    if table.columns.duplicated().any():
-        raise ValueError(f"the condition has two columns {table.columns[table.columns.duplicated()][0]!r}.")
+    if len(table) != n:
+        raise ValueError(f"the condition has {len(table)} rows for {n} images.")
+    if (twice := table.columns.duplicated()).any():
+        raise ValueError(f"the condition has two columns {table.columns[twice][0]!r}.")
     return table.rename(columns=str).infer_objects()   # rows of mixed types arrive as objects
 
+def _is_names(condition) -> bool:
+    if isinstance(condition, str): return True
+    return (isinstance(condition, (list, tuple)) and len(condition) > 0
+            and all(isinstance(c, str) for c in condition))
+
+# %% ../../nbs/01_vae/03_covariates.ipynb #8ea1ad1d
+def _columns(names:list, table) -> pd.DataFrame:
+    "These columns of the table; ValueError without a table, or for a column twice or not at all"
+    if not isinstance(table, pd.DataFrame): raise ValueError(
+        f"condition={names[0]!r} is the name of a column, but the images come without a table. Give an ImageSet with "
+        "such a column, or the values themselves as an array, Series or DataFrame; for new images, {column: value}.")
+    if len(set(names)) < len(names): raise ValueError(f"the condition names a column twice: {', '.join(names[:20])}.")
+    table = table.rename(columns=str)
+    if lack := [n for n in names if n not in table]: raise ValueError(
+        f"condition: there is no column {lack[0]!r}.{did_you_mean(lack[0], table.columns)} There are: "
+        f"{', '.join(table.columns)}. (Texts in a list are names of columns; values are given as an array or a "
+        "Series.)")
+    return table[names].infer_objects()
+
+# %% ../../nbs/01_vae/03_covariates.ipynb #01f09a3a
 def _values(condition) -> pd.DataFrame:
-    "Whatever holds a value, or a row of values, an image; columns without a name are called condition, or condition_0, condition_1, …"
-    try:table = pd.DataFrame(list(condition) if isinstance(condition, (list, tuple)) else condition)
-    except (ValueError, TypeError) as e: raise ValueError(f"a condition cannot be read from this {type(condition).__name__} ({e}). Needed: one value, or one row of values, an image.") from None
+    "Whatever holds a value, or a row of values, an image"
+    try: table = pd.DataFrame(list(condition) if isinstance(condition, (list, tuple)) else condition)
+    except (ValueError, TypeError) as e: raise ValueError(
+        f"a condition cannot be read from this {type(condition).__name__} ({e}). "
+        "Needed: one value, or one row of values, an image.") from None
     if not table.shape[1]: raise ValueError("the condition has no columns.")
     if isinstance(condition, (pd.DataFrame, dict)): return table
     name = getattr(condition, "name", None)
-    return table.set_axis(
-        (
-            ["condition" if name is None else name]
-            if table.shape[1] == 1
-            else [f"condition_{i}" for i in range(table.shape[1])]
-        ),
-        axis=1,
-    )
-
-def _columns(names, table) -> pd.DataFrame:
-    if not isinstance(table, pd.DataFrame):
-        raise ValueError(
-            f"condition={names[0]!r} is the name of a column, but the images come without a table. Give an ImageSet"
-            " with such a column, or the values themselves as an array, Series or DataFrame; for new images, {column:"
-            " value}."
-        )
-    if len(set(names)) < len(names): raise ValueError(f"the condition names a column twice: {', '.join(names[:20])}.")
-    table = table.rename(columns=str)
-    for name in names:
-        if name not in table:
-            raise ValueError(
-                f"condition: there is no column {name!r}.{did_you_mean(name, table.columns)} There are:"
-                f" {', '.join(table.columns)}. (Texts in a list are names of columns; values are given as an array or a"
-                " Series.)"
-            )
-    return table[names].infer_objects()
+    one, many = ["condition" if name is None else name], [f"condition_{i}" for i in range(table.shape[1])]
+    return table.set_axis(one if table.shape[1] == 1 else many, axis=1)
 
 # %% ../../nbs/01_vae/03_covariates.ipynb #297158ba
 @dataclass(frozen=True)
 class Covariates:
-    "All columns of a condition, in order."
+    "All columns of a condition, in order"
     columns: tuple   # of Covariate
 
     @classmethod
-    def learn(cls, table: pd.DataFrame): return cls(tuple(learn_covariate(table[name], str(name)) for name in table))
+    def learn(cls, table: pd.DataFrame) -> "Covariates":
+        "Of a table of the training images; errors as of `learn_covariate`"
+        return cls(tuple(learn_covariate(table[name], str(name)) for name in table))
 
     @classmethod
-    def from_list(cls, columns):
-        return cls(tuple(Covariate(**dict(c, categories=c["categories"] and tuple(c["categories"]))) for c in columns))
+    def from_list(cls, columns: list) -> "Covariates":
+        "What `to_list` gave"
+        tuples = ({**c, "categories": c["categories"] and tuple(c["categories"])} for c in columns)
+        return cls(tuple(Covariate(**c) for c in tuples))
 
-    def to_list(self) -> list: return [asdict(c) for c in self.columns]   # goes into JSON
-
-    @property
-    def names(self) -> list:
-        return [c.name for c in self.columns]
-
-    @property
-    def width(self) -> int:
-        return sum(c.width for c in self.columns)
+    def to_list(self) -> list:
+        "A dictionary a column, of what JSON can hold"
+        return [asdict(c) for c in self.columns]
 
     @property
-    def typical(self) -> dict:
-        return {c.name: c.typical for c in self.columns}
+    def names(self) -> list: return [c.name for c in self.columns]
+
+    @property
+    def width(self) -> int: return sum(c.width for c in self.columns)
+
+    @property
+    def typical(self) -> dict: return {c.name: c.typical for c in self.columns}
 
     def encode(self, table: pd.DataFrame) -> np.ndarray:  # (N,width) float32
-        "Code the columns of a table; ValueError for absent columns, gaps and unseen categories."
+        "Code a table; ValueError for absent columns, gaps and unseen categories"
         table = table.rename(columns=str).infer_objects()
-        lack = [n for n in self.names if n not in table]
-        if lack:
-            raise ValueError(
-                f"the condition needs {', '.join(map(repr, self.names))}; {', '.join(map(repr, lack))} is missing among"
-                f" {', '.join(map(repr, table.columns))}."
-            )
+        if lack := [n for n in self.names if n not in table]: raise ValueError(
+            f"the condition needs {', '.join(map(repr, self.names))}; "
+            f"{', '.join(map(repr, lack))} is missing among {', '.join(map(repr, table.columns))}.")
         return np.concatenate([encode_covariate(c, table[c.name]) for c in self.columns], axis=1)
 
 # %% ../../nbs/01_vae/03_covariates.ipynb #a9280f4b
 def rows_for(
     covariates: Covariates,
-    condition,        # {column: value} for all images; values, a row an image; names of columns of X's table; None: see X
+    condition,        # {column: value} for all images; values, a row an image; names; None: see X
     n: int,           # how many images
-    X=None,           # the images, where there are any; then None stands for their own columns, else for the typical condition
+    X=None,           # the images, if there are any: None then stands for their own columns,
+                      # and else for the typical condition
 ) -> np.ndarray:      # (n,width) float32
-    "What the decoder is told about n images. ValueError as in `Covariates.encode`."
+    "What the decoder is told about n images. ValueError as in `Covariates.encode`"
     if X is not None and (condition is None or _is_names(condition)):
-        return covariates.encode(condition_table(covariates.names if condition is None else condition, X, n))
+        names = covariates.names if condition is None else condition
+        return covariates.encode(condition_table(names, X, n))
     if condition is None or isinstance(condition, dict):
         return np.repeat(covariates.encode(_one_row(covariates, condition or {})), n, axis=0)
     table = condition_table(condition, X, n)
@@ -221,17 +229,14 @@ def rows_for(
         table = table.set_axis(covariates.names, axis=1)
     return covariates.encode(table)
 
-def _one_row(covariates, condition: dict) -> pd.DataFrame:
-    "The typical condition, with the given values in their places."
+# %% ../../nbs/01_vae/03_covariates.ipynb #3bfd441e
+def _one_row(covariates: Covariates, condition: dict) -> pd.DataFrame:
+    "The typical condition, with the given values in their places"
     for k, v in condition.items():
-        if k not in covariates.names:
-            raise ValueError(
-                f"the condition has no column {k!r}.{did_you_mean(k, covariates.names)} There are:"
-                f" {', '.join(covariates.names)}."
-            )
-        if np.ndim(v) or isinstance(v, (dict, set)):
-            raise ValueError(
-                f"the condition {k!r} needs one value for all images in a dictionary, got {v!r}. For a row an image,"
-                " give a DataFrame."
-            )
+        if k not in covariates.names: raise ValueError(
+            f"the condition has no column {k!r}.{did_you_mean(k, covariates.names)} "
+            f"There are: {', '.join(covariates.names)}.")
+        if np.ndim(v) or isinstance(v, (dict, set)): raise ValueError(
+            f"the condition {k!r} needs one value for all images in a dictionary, got {v!r}. "
+            "For a row an image, give a DataFrame.")
     return pd.DataFrame({k: [v] for k, v in {**covariates.typical, **condition}.items()})

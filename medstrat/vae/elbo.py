@@ -35,7 +35,7 @@ def reconstruction_loss(
 
 # %% ../../nbs/01_vae/01_elbo.ipynb #04a4f14c
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    "16-bit results of mixed precision → float32; float64 stays."
+    "16-bit results of mixed precision → float32; float64 stays"
     return x if x.dtype == torch.float64 else x.float()
 
 # %% ../../nbs/01_vae/01_elbo.ipynb #378d7a5c
@@ -46,13 +46,15 @@ def kl_normal(
     logvar: torch.Tensor,  # (B,d) logarithm of the variance
     prior_std: float = 1.0,  # standard deviation of the prior
 ) -> torch.Tensor:         # (B,)
-    "KL divergence of N(mu, exp(logvar)) from N(0, prior_std²), summed over the latent dimensions."
+    "KL divergence of N(mu, exp(logvar)) from N(0, prior_std²), summed over the latent dimensions"
     mu, logvar = at_least_float32(mu), at_least_float32(logvar)
-    return 0.5 * (
-        (mu.square() + logvar.exp()) / prior_std**2 - logvar + 2 * math.log(prior_std) - 1
-    ).sum(1)
+    scaled = (mu.square() + logvar.exp()) / prior_std**2
+    return 0.5 * (scaled - logvar + 2 * math.log(prior_std) - 1).sum(1)
 
 # %% ../../nbs/01_vae/01_elbo.ipynb #f5a6b3b6
-def reparameterise(mu, logvar):
-    "A draw from N(mu, exp(logvar)) through which gradients flow."
+def reparameterise(
+    mu: torch.Tensor,      # (B,d)
+    logvar: torch.Tensor,  # (B,d) logarithm of the variance
+) -> torch.Tensor:         # (B,d)
+    "A draw from N(mu, exp(logvar)) through which gradients flow (Kingma & Welling 2014, §2.4)"
     return mu + (0.5 * logvar).exp() * torch.randn_like(mu)

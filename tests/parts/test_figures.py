@@ -130,3 +130,9 @@ def test_three_panels():
 def test_one_phase_has_no_shades_to_tell_apart():
     fig = check(plot_history(pd.DataFrame(dict(phase=["a"] * 3, epoch=range(3), loss=1.0))))
     assert len(fig.axes) == 1 and [t.get_text() for t in fig.legends[0].get_texts()] == ["training"]
+
+
+def test_figures_leave_no_trace():
+    before = dict(plt.rcParams)
+    plot_composition([0, 1], [0, 1])
+    assert dict(plt.rcParams) == before

@@ -105,3 +105,14 @@ def test_words_are_numbered_over_all_parts(save):
 
 def test_a_key_that_would_hide_the_labels(save):
     with pytest.raises(ValueError, match="labels are called train_labels"): load_dataset(save("odd", train_images=grey(9), train_label=np.zeros(9)))
+
+
+@pytest.mark.parametrize("patient", [
+    np.arange(200) // 5, [f"P{i // 4}" for i in range(200)],
+    np.where(np.arange(200) < 150, np.arange(200) // 3 % 30, np.nan),           # numbers that come again in both classes, and gaps
+    [None if i % 2 else f"P{i // 10}" for i in range(200)], ["" if i > 50 else f"P{i % 9}" for i in range(200)],
+])
+def test_patients_of_a_file_stay_whole_unasked(save, patient):
+    path = save("cohort", train_images=grey(200), train_labels=np.arange(200) // 100, train_patient=np.array([str(p) for p in patient]))
+    named = load_dataset(path)
+    assert not any("more than one part" in n for n in named.notices) and "grouped by patient" in named.notices[0]

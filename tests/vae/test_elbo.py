@@ -1,78 +1,15 @@
-"Networks and likelihoods: properties that hold for every size."
+"Likelihoods and the KL term: against torch's distributions, finite differences, and their own properties."
 import math
 
 import pytest
 import torch
-from conftest import images, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from medstrat.vae.elbo import kl_normal, reconstruction_loss, reparameterise
-from medstrat.vae.networks import (
-    ConvDecoder,
-    Encoder,
-    conv_body,
-    halved_sides,
-    mlp_body,
-    mlp_decoder,
-)
+from medstrat.vae.elbo import at_least_float32, kl_normal, reconstruction_loss, reparameterise
 
 few = settings(max_examples=25, deadline=None)
-sizes = st.integers(8, 64)
 
-
-# ---- networks
-
-@few
-@given(h=sizes, w=sizes, c=st.sampled_from([1, 3]), channels=st.lists(st.integers(1, 4), min_size=1, max_size=3), norm=st.sampled_from(["batch", "none"]),
-       d=st.integers(1, 5))
-def test_conv_networks_return_the_input_size(h, w, c, channels, norm, d):
-    shape = (h, w, c)
-    encoder = Encoder(conv_body(shape, tuple(channels), norm), shape, (d, d)).eval()
-    decoder = ConvDecoder(d + 2, shape, tuple(channels), norm).eval()
-    mu, logvar = encoder(torch.rand(3, c, h, w))
-    assert mu.shape == logvar.shape == (3, d)
-    out = decoder(torch.cat([mu, torch.ones(3, 2)], 1))
-    assert out.shape == (3, c, h, w) and out.dtype == torch.float32 and out.isfinite().all()
-
-
-@few
-@given(h=sizes, w=sizes, c=st.sampled_from([1, 3]), hidden=st.lists(st.integers(1, 6), min_size=1, max_size=3), d=st.integers(1, 5))
-def test_mlp_networks_return_the_input_size(h, w, c, hidden, d):
-    shape = (h, w, c)
-    z, = Encoder(mlp_body(shape, tuple(hidden)), shape, (d,))(torch.rand(2, c, h, w))
-    assert z.shape == (2, d) and mlp_decoder(d, shape, tuple(hidden))(z).shape == (2, c, h, w)
-
-
-def test_decoder_is_not_blind_to_its_input():
-    "Every pixel of the decoder's output depends on z, also at the border of odd sizes"
-    decoder = ConvDecoder(3, (13, 11, 1), (8, 8), "none", "leaky_relu")
-    a, b = decoder(torch.zeros(1, 3)), decoder(torch.ones(1, 3) * 3)
-    assert ((a - b).abs() > 0).all()
-
-
-def test_too_many_blocks_say_what_to_do():
-    assert halved_sides(224, 5) == [224, 112, 56, 28, 14, 7]
-    with pytest.raises(ValueError, match="at least 16 pixels a side, got 8.*fewer channels"): conv_body((8, 30, 1), (2, 2, 2, 2))
-    with pytest.raises(ValueError, match="at least 16 pixels"): tiny(channels=(2, 2, 2, 2), image_size=8).fit(images(8, 8))
-
-
-def test_encoder_leaves_a_module_as_it_was():
-    body = conv_body((8, 8, 1), (2,), "batch")
-    body.eval()
-    before = {k: v.clone() for k, v in body.state_dict().items()}
-    body.train(); Encoder(body, (8, 8, 1), (2,))
-    assert body.training and all(v.equal(before[k]) for k, v in body.state_dict().items())
-
-
-def test_encoder_that_loses_the_batch_is_refused():
-    class Lost(nn.Module):
-        def forward(self, x): return x.flatten()
-    with pytest.raises(ValueError, match="batch dimension first"): Encoder(Lost(), (8, 8, 1), (2,))
-
-
-# ---- likelihoods
 
 def _pair(seed=0, n=4):
     g = torch.Generator().manual_seed(seed)
@@ -134,3 +71,31 @@ def test_reparameterised_draws_have_the_moments_and_a_gradient():
     torch.testing.assert_close(z.var(0), logvar[0].exp(), atol=0.03, rtol=0)
     z.square().mean().backward()
     assert mu.grad.abs().min() > 0 and logvar.grad.abs().min() > 0
+
+
+def test_squared_error_is_a_gaussian_but_for_a_constant():
+    "With σ² = 1/2"
+    logits, x = _pair(3)
+    half = torch.distributions.Normal(logits.sigmoid(), math.sqrt(0.5)).log_prob(x).flatten(1).sum(1)
+    torch.testing.assert_close(reconstruction_loss(logits, x) + half, torch.full((4,), -30 * 0.5 * math.log(math.pi)), atol=1e-3, rtol=0)
+
+
+def test_an_unknown_likelihood_is_refused():
+    with pytest.raises(ValueError, match="likelihood='poisson' is unknown; choose 'bernoulli', 'gaussian' or 'squared'"): reconstruction_loss(*_pair(), "poisson")
+
+
+def test_gradients_against_finite_differences():
+    double = dict(dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(0)
+    mu, logvar, logits = torch.randn(2, 3, **double), torch.randn(2, 3, **double), torch.randn(2, 1, 3, 3, **double)
+    target, log_sigma = torch.rand(2, 1, 3, 3, dtype=torch.float64), torch.tensor(-0.7, **double)
+    assert torch.autograd.gradcheck(lambda m, v: kl_normal(m, v, 0.8), (mu, logvar))
+    for likelihood in ("squared", "bernoulli"): assert torch.autograd.gradcheck(lambda l: reconstruction_loss(l, target, likelihood), (logits,))
+    assert torch.autograd.gradcheck(lambda l, s: reconstruction_loss(l, target, "gaussian", s), (logits, log_sigma))
+
+
+def test_sums_are_taken_in_32_bits():
+    logits, x = _pair()
+    for kind in (torch.bfloat16, torch.float16):
+        assert at_least_float32(x.to(kind)).dtype == reconstruction_loss(logits.to(kind), x.to(kind)).dtype == kl_normal(logits[:, 0, 0].to(kind), x[:, 0, 0].to(kind)).dtype == torch.float32
+    assert at_least_float32(x.double()).dtype == torch.float64
