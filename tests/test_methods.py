@@ -14,11 +14,10 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 
 from medstrat.data.images import ImageSet
-from medstrat.methods.baselines import VAEKMeans
 from medstrat.parts.prototypes import orthogonality
 from medstrat.training.estimator import DeepClusterer
 from medstrat.training.fitting import Fit
-from medstrat.training.method import Batch, Told, build
+from medstrat.training.method import Batch, Told
 from medstrat.training.phases import Moment
 from medstrat.training.parameters import check_value
 from medstrat.training.presets import CHAINS, lookup, resolve
@@ -101,25 +100,6 @@ def test_elbow_with_few_images():
 
 def test_elbow_is_for_kmeans_only(X):
     with pytest.raises(ValueError, match="n_clusters='elbow'"): tiny("VAESim", n_clusters="elbow").fit(X)
-
-
-# ---- VAE
-
-def test_kl_warm_up():
-    beta = lambda warmup, progress: build(VAEKMeans.method, resolve(tiny("VAE + k-means", beta=2.0, kl_warmup=warmup))[0], (16, 16, 1), 3).beta(Moment(0, 0, progress, 4))
-    assert [beta(2.0, p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0, 1, 2, 2]) and beta(0.0, 0.0) == 2
-
-
-def test_beta_pulls_the_posterior_to_the_prior(X):
-    kl = [tiny("VAE + k-means", beta=b, epochs=8, lr=1e-2).fit(X).history_.kl.iloc[-1] for b in (0.0, 1.0, 100.0)]
-    assert kl[0] > kl[1] > kl[2]
-
-
-def test_learned_and_fixed_sigma(X):
-    a = tiny("VAE + k-means", likelihood="gaussian", lr=1e-2, epochs=5).fit(X)
-    b = tiny("VAE + k-means", likelihood="gaussian", sigma=0.3, lr=1e-2, epochs=5).fit(X)
-    assert abs(a.module_.log_sigma.item() - np.log(0.5)) > 1e-2
-    assert b.module_.log_sigma.item() == pytest.approx(np.log(0.3), abs=1e-6)
 
 
 # ---- VAESim
