@@ -7,6 +7,7 @@ import torch
 from conftest import images, same_weights, tiny
 from sklearn.cluster import KMeans
 
+from medstrat.methods.vaesim import first_images, is_due
 from medstrat.parts.prototypes import orthogonality
 from medstrat.training.estimator import DeepClusterer
 from medstrat.training.method import Batch, Told
@@ -148,3 +149,27 @@ def test_no_warnings_in_a_normal_run(X):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tiny().fit(X, validation=images(20)).predict(X)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 7, 40])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 1 / 3, 0.5, 0.999, 1.0])
+def test_a_share_of_the_training_is_reached_once(share, epochs):
+    "At the end of the first epoch that has done so much; never with 1"
+    due = [is_due(share, (i + 1) / epochs, epochs) for i in range(epochs)]
+    assert due.count(True) == (share < 1) and (share == 1 or due.index(True) == max(int(np.ceil(share * epochs - 1e-6)) - 1, 0))
+    assert not is_due(share, 0.0, 0)      # no epoch, no end of one
+
+
+def test_first_images(X):
+    "Different ones, in the order of the set; noise is noise, and neither depends on anything but the seed"
+    rows = [int((X == x).all((1, 2, 3)).argmax()) for x in first_images(X, 12, "batch", 3)]
+    assert len(set(rows)) == 12 and rows == sorted(rows)
+    noise = first_images(X, 5, "noise", 3)
+    assert noise.shape == (5, 16, 16, 1) and noise.dtype == np.float32 and noise.std() == pytest.approx(12**-0.5, rel=0.05)
+    for how in ("batch", "noise"):
+        assert (first_images(X, 5, how, 3) == first_images(X, 5, how, 3)).all() and not (first_images(X, 5, how, 3) == first_images(X, 5, how, 4)).all()
+
+
+def test_loss_is_the_sum_of_its_terms(X):
+    h = tiny(orthogonality=0.7, beta=0.3, epochs=3, similarity="cosine").fit(X).history_
+    np.testing.assert_allclose(h.loss, h.reconstruction + 0.3 * h.kl + 0.7 * h.orthogonality, rtol=1e-4)
