@@ -60,6 +60,14 @@ def images(n=60, side=16, seed=0, channels=1, width=None):
     return x.astype(np.uint8)
 
 
+def four_kinds():
+    "Four kinds of images that any method should separate: (80,16,16,1) uint8 with one bright quarter, and which"
+    y = np.arange(80) % 4
+    x = np.random.default_rng(0).integers(0, 60, (80, 16, 16, 1))
+    for i, k in enumerate(y): x[i, 8 * (k // 2):8 * (k // 2) + 8, 8 * (k % 2):8 * (k % 2) + 8] += 180
+    return x.astype(np.uint8), y
+
+
 def cohort(n=60, seed=0, **more):
     "The stripes with a table: enough for every method, also for those that learn from labels or are told a condition"
     return ImageSet(images(n, seed=seed, **more), dict(kind=np.arange(n) % 2, tone=np.where(np.arange(n) % 3, "dark", "bright")), target="kind")
