@@ -6,6 +6,7 @@
 __all__ = ['mixture_centres', 'first_clusters', 'renewal_is_due', 'look', 'self_training']
 
 # %% ../../nbs/04_methods/05_self_training.ipynb #f61ba26f
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -64,7 +65,7 @@ def look(net, fit):
     warn_of_empty(labels, net.n_clusters)
 
 # %% ../../nbs/04_methods/05_self_training.ipynb #cf8d22ac
-_OPTIMIZERS = dict(adam=adam, sgd=partial(torch.optim.SGD, momentum=0.9))
+_OPTIMIZERS: dict[str, Callable] = dict(adam=adam, sgd=partial(torch.optim.SGD, momentum=0.9))
 
 # %% ../../nbs/04_methods/05_self_training.ipynb #8f7f7b8e
 def self_training(
