@@ -24,7 +24,9 @@ from ..training.registry import register
 class DECNetwork(AutoencoderNetwork):
     "An autoencoder, then KL(P‖Q) alone refines encoder and centres. Source: Xie et al. 2016."
     s: "DEC"
+    reads: tuple = ()   # what else the loss of the pre-training reads
 
+    def learns(self) -> tuple | None: return ("encoder", "bank")   # the decoder rests
     def make_bank(self, k): return StudentBank(k, self.dim, self.s.alpha)
     def pretrain_loss(self, batch, at): return super().loss(batch, at)
 
@@ -35,9 +37,9 @@ class DECNetwork(AutoencoderNetwork):
         return dict(loss=clustering, clustering=clustering,
                     changed=torch.tensor(at.memory.changed), z=z.detach())
 
-    def recipe(self, learns: tuple | None = ("encoder", "bank"), reads: tuple = ()):
-        pretrained = pretraining(self, self.pretrain_loss, reads)
-        return [pretrained, *self_training(self, learns, stream=len(pretrained.phases) + 2)]
+    def recipe(self):
+        pretrained = pretraining(self, self.pretrain_loss, self.reads)
+        return [pretrained, *self_training(self, self.learns(), stream=len(pretrained.phases) + 2)]
 
     def draw(self, n, rng, cluster=None, shares=None):
         return self.bank.draw(n, rng, cluster, shares)
@@ -61,7 +63,7 @@ class IDECNetwork(DECNetwork):
         return dict(loss=loss, clustering=clustering, reconstruction=reconstruction,
                     changed=torch.tensor(at.memory.changed), z=z.detach())
 
-    def recipe(self, learns=None, reads=()): return super().recipe(learns, reads)
+    def learns(self): return None   # everything
 
 # %% ../../nbs/04_methods/06_dec.ipynb #f7a7e1f9
 @dataclass(kw_only=True, repr=False, eq=False)

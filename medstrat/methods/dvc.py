@@ -24,6 +24,9 @@ from ..vae.elbo import kl_normal, reparameterise
 class DVCNetwork(DECNetwork, VAENetwork):
     "DEC on a VAE's posterior means, beside the reconstruction. Source: Soleymani et al., §III."
     s: "DVC"
+    reads = ("beta", "kl_warmup", "prior_std")
+
+    def learns(self): return ("encoder", "bank") if self.s.lam == 1 else None
 
     def loss(self, batch, at):
         s, (mu, logvar) = self.s, self.posterior(batch.x)
@@ -38,9 +41,6 @@ class DVCNetwork(DECNetwork, VAENetwork):
         L_r = reconstruction + self.beta(at) * kl if s.refine_with == "elbo" else reconstruction
         loss = s.lam * clustering + (1 - s.lam) * L_r / math.prod(self.shape)
         return dict(loss=loss, reconstruction=reconstruction, kl=kl, **noted)
-
-    def recipe(self, learns=None, reads=("beta", "kl_warmup", "prior_std")):
-        return super().recipe(("encoder", "bank") if self.s.lam == 1 else learns, reads)
 
 # %% ../../nbs/04_methods/07_dvc.ipynb #7ba4ebc4
 _PAPER = dict(
