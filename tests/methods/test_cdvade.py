@@ -1,6 +1,7 @@
 "CDVaDE: clusters beyond what the decoder is told."
 
 import numpy as np
+import pytest
 from conftest import mixed
 from sklearn.metrics import adjusted_rand_score
 
@@ -21,3 +22,7 @@ def test_cdvade_looks_beyond_what_it_is_told():
     assert agree(plain, loud) > 0.9 and agree(told, quiet) > 0.9 and agree(told, loud) < 0.05
     light, dark = (told.prototypes(dict(light=v)) for v in ("bright", "dark"))
     assert (light.mean((1, 2, 3)) > dark.mean((1, 2, 3)) + 0.3).all()
+
+
+def test_without_a_condition_it_says_what_is_missing(X):
+    with pytest.raises(ValueError, match="CDVaDE needs a condition.*Without one it is VaDE"): mixed("CDVaDE").fit(X)
