@@ -36,7 +36,7 @@ def spy(monkeypatch):
 @pytest.fixture
 def no_hub(monkeypatch):
     import huggingface_hub as hub
-    import huggingface_hub.constants   # imported lazily there
+    import huggingface_hub.constants  # imported lazily there
     monkeypatch.setattr(hub.constants, "ENDPOINT", "https://hub.invalid")
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *a, **k: None)
     monkeypatch.setattr(hub, "hf_hub_download", lambda *a, **k: pytest.fail("the download was tried although the hub did not answer"))
