@@ -136,6 +136,84 @@ def same_weights(a, b):
     return a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)
 
 
+# ---- methods that begin with an autoencoder
+
+FAMILY = ["DEC", "IDEC", "DVC", "DVC-2"]   # those which train themselves
+
+
+def mlp(method="DEC", **changes):
+    "The fastest of each of the family, which never stops early and starts from k-means"
+    own = dict(beta=1.0) if method.startswith("DVC") else {}
+    return tiny(method, **(dict(network="mlp", tol=0.0, init="k-means", n_init=2, augment="none") | own | changes))
+
+
+def mixed(method="VaDE", **changes):
+    "The fastest of those whose prior is a mixture: fully connected, few starts"
+    few = dict(n_init=2, augment="none") if method != "GMVAE" else {}
+    return tiny(method, **(dict(network="mlp", likelihood="bernoulli") | few | changes))
+
+
+def history(a): return a.history_.drop(columns="seconds")
+def weights(a): return {k: v.clone() for k, v in a.module_.state_dict().items()}
+
+
+def net_input(x):
+    "Images (N,H,W,C) uint8 as networks are given them"
+    import torch
+    return torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255
+
+
+def phase(a, name=None):
+    "The history of one phase, of the last without a name"
+    of = a.history_.phase.iloc[-1] if name is None else name
+    return a.history_[a.history_.phase == of].dropna(axis=1, how="all").reset_index(drop=True)
+
+
+def changed_parts(a, b):
+    "The sub-modules in which two models differ; what is only measured does not count"
+    one, two = weights(a), weights(b)
+    return {k.partition(".")[0] for k in one if not one[k].equal(two[k]) and "spread" not in k}
+
+
+def four_kinds(n=80):
+    "Images (n,16,16,1) with one bright quarter, and which"
+    y = np.arange(n) % 4
+    x = np.random.default_rng(0).integers(0, 60, (n, 16, 16, 1))
+    for i, k in enumerate(y): x[i, 8 * (k // 2):8 * (k // 2) + 8, 8 * (k % 2):8 * (k % 2) + 8] += 180
+    return x.astype(np.uint8), y
+
+
+def spied(*callbacks): return dict(trainer_options=dict(callbacks=list(callbacks)))
+
+
+def Spy(name, fn):
+    "A callback: `fn(module, batches seen in this phase)` after each batch of the phases whose name begins so"
+    import pytorch_lightning as pl
+    class Spy(pl.Callback):
+        def __init__(self): self.seen = {}
+        def on_train_batch_end(self, trainer, module, *args):
+            n = self.seen[module.phase.name] = self.seen.get(module.phase.name, 0) + 1
+            if module.phase.name.startswith(name): fn(module, n)
+    return Spy()
+
+
+@pytest.fixture(scope="session")
+def quarters(): return four_kinds()
+
+
+@pytest.fixture(scope="session")
+def refined():
+    "One fitted estimator of each of the family, with three clusters for the four kinds; tests must not change them"
+    return Lazy(lambda m: mlp(m, pretrain_epochs=12, pretrain_lr=5e-3, update_interval=2).fit(four_kinds()[0]))
+
+
+@pytest.fixture(scope="session")
+def parted():
+    "VaDE and GMVAE, fitted until the four kinds are four clusters; tests must not change them"
+    more = dict(VaDE=dict(pretrain_epochs=20, pretrain_lr=6e-3, epochs=20, lr=3e-3, n_init=5), GMVAE=dict(epochs=100, lr=3e-3, w_dim=4, prior_hidden=32))
+    return Lazy(lambda m: mixed(m, n_clusters=4, **more[m]).fit(four_kinds()[0]))
+
+
 @pytest.fixture
 def X(): return images()
 

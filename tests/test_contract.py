@@ -319,7 +319,7 @@ EXEMPT = dict(
     check_transformer_n_iter=TABLE + "Here: tests/test_training.py (test_history)")
 EXEMPT |= dict.fromkeys(["check_classifiers_train", "check_classifiers_classes", "check_classifier_data_not_an_array", "check_transformer_preserve_dtypes"], TABLE + "Here: test_embeddings_and_labels")
 EXEMPT |= dict.fromkeys(["check_classifiers_one_label", "check_classifiers_one_label_sample_weights", "check_classifiers_regression_target", "check_supervised_y_no_nan", "check_supervised_y_2d",
-                         "check_requires_y_none"], TABLE + "Here: tests/test_transfer.py (labels that cannot be used)")
+                         "check_requires_y_none"], TABLE + "Here: tests/methods/test_transfer.py (labels that cannot be used)")
 RUN = ["check_estimator_cloneable", "check_estimator_tags_renamed", "check_valid_tag_types", "check_estimator_repr", "check_no_attributes_set_in_init",
        "check_do_not_raise_errors_in_init_or_set_params", "check_mixin_order", "check_estimators_partial_fit_n_features",
        "check_parameters_default_constructible", "check_get_params_invariance", "check_set_params"]

@@ -23,58 +23,41 @@ class CDVaDENetwork(VaDENetwork):
                 "CDVaDE needs a condition: the columns of the images' table that the clusters are"
                 " to look beyond, for example condition='color' (medstrat run cdvade --dataset"
                 " colored-digits -p condition=color), or fit(X, condition=values). Without one it"
-                " is VaDE."
-            )
+                " is VaDE.")
 
 # %% ../../nbs/04_methods/09_cdvade.ipynb #52f28a30
 _CONV = dict(
-    network=Value("conv", "§2.1"),
-    channels=Value((32, 64, 128), "§2.1"),
-    norm=Value("batch", "§2.1"),
-    activation=Value("leaky_relu", "§2.1"),
-)
+    network=Value("conv", "§2.1"), channels=Value((32, 64, 128), "§2.1"),
+    norm=Value("batch", "§2.1"), activation=Value("leaky_relu", "§2.1"))
+_PAPER = dict(
+    _CONV, likelihood=Value("gaussian", "Eqs 6–7"), sigma=Value(None, "Eqs 6–7: learned"),
+    latent_dim=Value(20, "§3.1, Colored MNIST"))
+_HER2 = dict(latent_dim=Value(500, "§3.2"), n_clusters=Value(3, "§3.2"),
+             image_size=Value(128, "§3.2"))
 
 # %% ../../nbs/04_methods/09_cdvade.ipynb #bb4bff1f
 _FIVE, _TEN = (dict(n_clusters=Value(k, f"{k} digits")) for k in (5, 10))
 _COLORED = {"colored-mnist": _FIVE, "colored-mnist-crossed": _FIVE, "colored-digits": _FIVE,
             "colored-mnist-10": _TEN, "colored-mnist-10-crossed": _TEN}
 
+# %% ../../nbs/04_methods/09_cdvade.ipynb #a1f302e2
+_BEST = dict(
+    _CONV, likelihood=Value("gaussian", "colours are no probabilities of ink"),
+    sigma=Value(0.5, "with pretrain_kl, see the table below"),
+    pretrain_kl=Value(
+        3.0, "the pressure under which the covariate leaves z, see the table below"),
+    kl_warmup=Value(30.0, "clusters settle before the prior weighs in full"),
+    latent_dim=Value(10, "as VaDE on MNIST"), augment=Value("none", "images as they are"),
+    batch_size=Value(64, "few images: small batches give enough steps"),
+    pretrain_epochs=Value(60, "few images"), epochs=Value(60, "as VaDE"))
+
 # %% ../../nbs/04_methods/09_cdvade.ipynb #defdf3a1
 @register
 @dataclass(kw_only=True, repr=False, eq=False)
 class CDVaDE(VaDE):
-    "Conditionally decoded VaDE: the decoder is told what is known. Source: Sidulova, Sun & Gossmann, §2.2."
+    "Conditionally decoded VaDE: the decoder is told what is known. Source: Sidulova et al., §2.2."
     name, aliases, method = "CDVaDE", ("conditionally decoded VaDE",), CDVaDENetwork
     presets = dict(
-        paper={
-            "*": dict(
-                _CONV,
-                likelihood=Value("gaussian", "Eqs 6–7"),
-                sigma=Value(None, "Eqs 6–7: learned"),
-                latent_dim=Value(20, "§3.1, Colored MNIST"),
-            ),
-            "her2": dict(
-                latent_dim=Value(500, "§3.2"),
-                n_clusters=Value(3, "§3.2"),
-                image_size=Value(128, "§3.2"),
-            ),
-            **_COLORED,
-        },
+        paper={"*": _PAPER, "her2": _HER2, **_COLORED},
         released={"*": dict(sigma=Value(0.9, "a fixed standard deviation"))},
-        best={
-            "*": dict(
-                _CONV,
-                likelihood=Value("gaussian", "colours are no probabilities of ink"),
-                sigma=Value(0.5, "with pretrain_kl, see the table below"),
-                pretrain_kl=Value(
-                    3.0, "the pressure under which the covariate leaves z, see the table below"
-                ),
-                kl_warmup=Value(30.0, "clusters settle before the prior weighs in full"),
-                latent_dim=Value(10, "as VaDE on MNIST"),
-                augment=Value("none", "images as they are"),
-                batch_size=Value(64, "few images: small batches give enough steps"),
-                pretrain_epochs=Value(60, "few images"),
-                epochs=Value(60, "as VaDE"),
-            )
-        },
-    )
+        best={"*": _BEST})

@@ -12,19 +12,21 @@ from typing import Literal
 
 import torch
 
+from .autoencoders import Autoencoder, AutoencoderNetwork
 from .pretraining import PretrainingParameters, check_distinct_images, pretraining
 from .self_training import self_training
 from ..parts.student import StudentBank, clustering_loss
 from ..training.parameters import Count, NonNegative, Positive, Share, param
 from ..training.presets import Value
 from ..training.registry import register
-from .autoencoders import Autoencoder, AutoencoderNetwork
 
 # %% ../../nbs/04_methods/06_dec.ipynb #bb54811c
 class DECNetwork(AutoencoderNetwork):
-    "An autoencoder, then KL(P‖Q) alone refines encoder and centres. Source: Xie, Girshick & Farhadi 2016."
+    "An autoencoder, then KL(P‖Q) alone refines encoder and centres. Source: Xie et al. 2016."
     s: "DEC"
+    reads: tuple = ()   # what else the loss of the pre-training reads
 
+    def learns(self) -> tuple | None: return ("encoder", "bank")   # the decoder rests
     def make_bank(self, k): return StudentBank(k, self.dim, self.s.alpha)
     def pretrain_loss(self, batch, at): return super().loss(batch, at)
 
@@ -32,16 +34,12 @@ class DECNetwork(AutoencoderNetwork):
         z = self.embed(batch.x)
         log_q = self.bank.log_q(z)
         clustering = clustering_loss(log_q, at.memory.of(log_q.detach().exp(), batch.index))
-        return dict(
-            loss=clustering,
-            clustering=clustering,
-            changed=torch.tensor(at.memory.changed),
-            z=z.detach(),
-        )
+        return dict(loss=clustering, clustering=clustering,
+                    changed=torch.tensor(at.memory.changed), z=z.detach())
 
-    def recipe(self, learns=("encoder", "bank")):
-        pretrained = pretraining(self, self.pretrain_loss)
-        return [pretrained, *self_training(self, learns, stream=len(pretrained.phases) + 2)]
+    def recipe(self):
+        pretrained = pretraining(self, self.pretrain_loss, self.reads)
+        return [pretrained, *self_training(self, self.learns(), stream=len(pretrained.phases) + 2)]
 
     def draw(self, n, rng, cluster=None, shares=None):
         return self.bank.draw(n, rng, cluster, shares)
@@ -53,7 +51,7 @@ class DECNetwork(AutoencoderNetwork):
 
 # %% ../../nbs/04_methods/06_dec.ipynb #2e3a49d2
 class IDECNetwork(DECNetwork):
-    "DEC whose decoder stays, and keeps the embedding faithful to the images. Source: Guo, Gao, Liu & Yin 2017."
+    "DEC whose decoder stays, and keeps the embedding faithful. Source: Guo, Gao, Liu & Yin 2017."
     s: "IDEC"
 
     def loss(self, batch, at):
@@ -65,15 +63,14 @@ class IDECNetwork(DECNetwork):
         return dict(loss=loss, clustering=clustering, reconstruction=reconstruction,
                     changed=torch.tensor(at.memory.changed), z=z.detach())
 
-    def recipe(self): return super().recipe(learns=None)
+    def learns(self): return None   # everything
 
 # %% ../../nbs/04_methods/06_dec.ipynb #f7a7e1f9
 @dataclass(kw_only=True, repr=False, eq=False)
 class SelfTrainingParameters(PretrainingParameters):
     "Of the refinement by self-training. Source: DEC §3."
     init: Literal["k-means", "mixture"] | None = param(
-        "where the first centres come from", "clustering"
-    )
+        "where the first centres come from", "clustering")
     n_init: Count | None = param("starts for the first centres", "clustering")
     alpha: Positive | None = param("degrees of freedom of Student's t", "clustering")
     target: Literal["dec", "dvc"] | None = param(
@@ -83,96 +80,72 @@ class SelfTrainingParameters(PretrainingParameters):
         'steps between two targets, or "epoch": one an epoch', "clustering")
     tol: Share | None = param(
         "δ: stop when fewer than this share of the labels change between two targets; 0: never",
-        "training",
-    )
+        "training")
     optimizer: Literal["adam", "sgd"] | None = param(
-        "of the refinement; sgd: momentum 0.9", "training"
-    )
+        "of the refinement; sgd: momentum 0.9", "training")
 
-    presets = dict(
-        ours={
-            "*": dict(
-                init=Value("k-means", "DEC §3.2"),
-                n_init=Value(20, "DEC §4.3: 20 starts"),
-                alpha=Value(1.0, "DEC §3.1; DVC Eq. 7"),
-                target=Value("dec", "DEC Eq. 3"),
-                target_gamma=Value(2.0, "DVC Eq. 9"),
-                update_interval=Value(140, "IDEC §4.3, MNIST"),
-                tol=Value(0.001, "DEC §4.3"),
-                optimizer=Value("adam", "IDEC §4.3"),
-            )
-        }
-    )
+    presets = dict(ours={"*": dict(
+        init=Value("k-means", "DEC §3.2"), n_init=Value(20, "DEC §4.3: 20 starts"),
+        alpha=Value(1.0, "DEC §3.1; DVC Eq. 7"), target=Value("dec", "DEC Eq. 3"),
+        target_gamma=Value(2.0, "DVC Eq. 9"), update_interval=Value(140, "IDEC §4.3, MNIST"),
+        tol=Value(0.001, "DEC §4.3"), optimizer=Value("adam", "IDEC §4.3"))})
 
 # %% ../../nbs/04_methods/06_dec.ipynb #19f06ca2
 _MLP = dict(
-    network=Value("mlp", "DEC §4.3"), hidden=Value((500, 500, 2000), "DEC §4.3"), latent_dim=Value(10, "DEC §4.3"),
-    batch_size=Value(256, "DEC §4.3"), likelihood=Value("squared", "DEC §3.2"))
+    network=Value("mlp", "DEC §4.3"), hidden=Value((500, 500, 2000), "DEC §4.3"),
+    latent_dim=Value(10, "DEC §4.3"), batch_size=Value(256, "DEC §4.3"),
+    likelihood=Value("squared", "DEC §3.2"))
 
 # %% ../../nbs/04_methods/06_dec.ipynb #2c4b8757
 _PAPER = dict(
-    _MLP, pretrain=Value("layer-wise", "DEC §3.2"),
-    layer_epochs=Value(213, "DEC §4.3: 50,000 iterations of 256 images on MNIST"), dropout=Value(0.2, "DEC §4.3"),
+    _MLP, pretrain=Value("layer-wise", "DEC §3.2"), dropout=Value(0.2, "DEC §4.3"),
+    layer_epochs=Value(213, "DEC §4.3: 50,000 iterations of 256 images on MNIST"),
     pretrain_epochs=Value(427, "DEC §4.3: 100,000 iterations of 256 images on MNIST"),
-    init=Value("k-means", "DEC §3.2"), target=Value("dec", "DEC Eq. 3"), tol=Value(0.001, "DEC §4.3"),
-    lr_schedule=Value("constant", "DEC §4.3"), augment=Value("none", "not mentioned"),
-    epochs=Value(85, "20,000 iterations at most"))
+    init=Value("k-means", "DEC §3.2"), target=Value("dec", "DEC Eq. 3"),
+    tol=Value(0.001, "DEC §4.3"), lr_schedule=Value("constant", "DEC §4.3"),
+    augment=Value("none", "not mentioned"), epochs=Value(85, "20,000 iterations at most"))
 
 # %% ../../nbs/04_methods/06_dec.ipynb #fe22372b
 BEST = dict(
     augment=Value("affine", "Guo et al. 2018; see chapter Pre-training"),
-    init=Value("mixture", "its likelihood tells good starts from bad ones, see chapter Self-training"),
-    update_interval=Value(
-        "epoch", "a renewal passes all images through the encoder; more often costs more than the steps between"
-    ),
-    epochs=Value(15, "the labels have come to rest"),
-    lr=Value(1e-3, "IDEC §4.3, MNIST"),
+    init=Value("mixture", "its likelihood tells good starts from bad ones, see chapter"
+                          " Self-training"),
+    update_interval=Value("epoch", "a renewal passes all images through the encoder; more often"
+                                   " costs more than the steps between"),
+    epochs=Value(15, "the labels have come to rest"), lr=Value(1e-3, "IDEC §4.3, MNIST"),
     lr_schedule=Value("cosine", "lets the weights come to rest"),
     pretrain=Value("end-to-end", "simplest"),
     pretrain_epochs=Value(40, "as the autoencoder baseline"),
     pretrain_lr=Value(1e-3, "Adam's default"),
-    pretrain_schedule=Value("cosine", "lets the weights come to rest"),
-)
+    pretrain_schedule=Value("cosine", "lets the weights come to rest"))
 
 # %% ../../nbs/04_methods/06_dec.ipynb #19965582
-_FEW = Value(
-    "k-means", "few images: a full covariance matrix describes their noise, see the validation runs in chapter DVC"
-)
+_FEW = Value("k-means", "few images: a full covariance matrix describes their noise, see the"
+                        " validation runs in chapter DVC")
 _STEPS = "few images: smaller batches and more epochs give the pre-training enough steps"
-_SIZES = dict(
-    digits=(64, 100),
-    pneumoniamnist=(128, 60),
-    brain_mri_4class_128=(64, 60),
-    brain_mri_yesno_128=(64, 60),
-    fundus_glaucoma_128=(32, 60),
-    brats=(64, 60),
-    refuge=(32, 60),
-)
+_SIZES = dict(   # batch size, epochs of the pre-training
+    digits=(64, 100), pneumoniamnist=(128, 60), brain_mri_4class_128=(64, 60),
+    brain_mri_yesno_128=(64, 60), fundus_glaucoma_128=(32, 60), brats=(64, 60), refuge=(32, 60))
 BEST_ON = {
     name: dict(init=_FEW, batch_size=Value(batch, _STEPS), pretrain_epochs=Value(epochs, _STEPS))
     for name, (batch, epochs) in _SIZES.items()
 }
-BEST_ON["digits"]["augment"] = Value("none", "digits of 8×8 pixels fill their frame: a shift cuts strokes off")
+BEST_ON["digits"]["augment"] = Value(
+    "none", "digits of 8×8 pixels fill their frame: a shift cuts strokes off")
 
 # %% ../../nbs/04_methods/06_dec.ipynb #d96c5eb7
 @register
 @dataclass(kw_only=True, repr=False, eq=False)
 class DEC(SelfTrainingParameters, Autoencoder):
-    "Deep embedded clustering: KL(P‖Q) alone refines encoder and centres. Source: Xie, Girshick & Farhadi 2016."
+    "Deep embedded clustering: KL(P‖Q) alone refines encoder and centres. Source: Xie et al. 2016."
     name, aliases, method = "DEC", ("deep embedded clustering",), DECNetwork
     presets = dict(
-        paper={
-            "*": dict(
-                _PAPER,
-                update_interval=Value(140, "IDEC §4.3; DEC does not print it"),
-                optimizer=Value(
-                    "adam", "ours: DEC's rates for plain gradient descent need its unprinted scales"
-                ),
-            )
-        },
+        paper={"*": dict(
+            _PAPER, update_interval=Value(140, "IDEC §4.3; DEC does not print it"),
+            optimizer=Value(
+                "adam", "ours: DEC's rates for plain gradient descent need its unprinted scales"))},
         best={"*": dict(_MLP, **BEST), **BEST_ON},
-        ours={"*": _MLP},
-    )
+        ours={"*": _MLP})
 
 # %% ../../nbs/04_methods/06_dec.ipynb #f96649bb
 @register
@@ -180,20 +153,13 @@ class DEC(SelfTrainingParameters, Autoencoder):
 class IDEC(SelfTrainingParameters, Autoencoder):
     "Improved DEC: the decoder stays. Source: Guo, Gao, Liu & Yin 2017."
     gamma: NonNegative | None = param(
-        "γ, weight of the clustering term beside the reconstruction", "training"
-    )
+        "γ, weight of the clustering term beside the reconstruction", "training")
 
     name, aliases, method = "IDEC", ("improved deep embedded clustering",), IDECNetwork
     presets = dict(
-        paper={
-            "*": dict(
-                _PAPER,
-                gamma=Value(0.1, "IDEC §4.3"),
-                update_interval=Value(140, "IDEC §4.3, MNIST"),
-                lr=Value(1e-3, "IDEC §4.3, MNIST"),
-                optimizer=Value("adam", "IDEC §4.3"),
-            )
-        },
+        paper={"*": dict(
+            _PAPER, gamma=Value(0.1, "IDEC §4.3"), lr=Value(1e-3, "IDEC §4.3, MNIST"),
+            update_interval=Value(140, "IDEC §4.3, MNIST"),
+            optimizer=Value("adam", "IDEC §4.3"))},
         best={"*": dict(_MLP, **BEST), **BEST_ON},
-        ours={"*": dict(_MLP, gamma=Value(0.1, "IDEC §4.3"))},
-    )
+        ours={"*": dict(_MLP, gamma=Value(0.1, "IDEC §4.3"))})

