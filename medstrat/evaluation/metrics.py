@@ -140,8 +140,8 @@ def paper_probe_predict(
     import torch
     classes, y = np.unique(train.labels, return_inverse=True)
     subset = stratified_subset(train.labels, fraction, seed)
-    z, y = torch.from_numpy(train.embedding[subset]), torch.from_numpy(y[subset])
-    layer = _train_linear(z, y, len(classes), epochs=epochs, lr=lr, seed=seed)
+    x, target = torch.from_numpy(train.embedding[subset]), torch.from_numpy(y[subset])
+    layer = _train_linear(x, target, len(classes), epochs=epochs, lr=lr, seed=seed)
     with torch.no_grad(): logits = layer(torch.as_tensor(embedding, dtype=torch.float32))
     return classes[logits.numpy().argmax(1)]
 

@@ -12,49 +12,45 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from ..vae.covariates import column_kind
 from ..data.images import ImageSet
-from medstrat.evaluation.association import (
-    comparable_columns,
-    correlation_ratio,
-    cramers_v,
-    ordered_correlation,
-)
-from ..parts.matching import agreement, match_clusters
 from ..data.pictures import WIDTH, cluster_colors, drawn, readable_names
+from .association import comparable_columns
+from .measures import correlation_ratio, cramers_v, ordered_correlation
 from ..parts.figures import draw_shares
+from ..parts.matching import agreement, match_clusters
+from ..vae.covariates import column_kind
 
-# %% ../../nbs/05_evaluation/04_subgroups.ipynb #5462766b
+# %% ../../nbs/05_evaluation/04_subgroups.ipynb #f5c2066a
 def _sorted(values):
-    "Different values of a Series without gaps: ordered categories in their order, the rest sorted, even of mixed types."
+    "Different values of a Series without gaps: ordered categories in their order, the rest sorted, even mixed types."
     if isinstance(values.dtype, pd.CategoricalDtype): return [v for v in values.cat.categories if (values == v).any()]
     return sorted(values.unique().tolist(), key=lambda v: (str(type(v)), v))
 
+def _short(name): return name if len(name) <= 28 else f"{name[:13]}…{name[-14:]}"
+
+# %% ../../nbs/05_evaluation/04_subgroups.ipynb #5462766b
 def _folded(values, max_values=10, classes=None):
-    "A column as codes (N,), names and colours: at most `max_values` commonest categories, then the others and the gaps."
+    "A column as codes (N,), names and colours: the commonest categories, the others, the gaps."
     values = pd.Series(values).reset_index(drop=True)
-    known = _sorted(values.dropna())
-    common = set(values.value_counts().index[:max_values])
+    known, common = _sorted(values.dropna()), set(values.value_counts().index[:max_values])
     kept = [v for v in known if v in common]
-    codes = values.map({v: i for i, v in enumerate(kept)}).astype(float).fillna(len(kept)).to_numpy(int)
+    place = {v: i for i, v in enumerate(kept)}
+    codes = values.map(place).astype(float).fillna(len(kept)).to_numpy(int)
     codes[values.isna()] = len(kept) + 1
-    names = [n if len(n) <= 28 else f"{n[:13]}…{n[-14:]}" for n in readable_names(kept, classes)] + [
-        f"other ({len(known) - len(kept)})",
-        "missing",
-    ]
+    names = [_short(name) for name in readable_names(kept, classes)]
+    names += [f"other ({len(known) - len(kept)})", "missing"]
     return codes, names, [*cluster_colors(len(kept)), (.86, .86, .86), (1, 1, 1)]
 
 # %% ../../nbs/05_evaluation/04_subgroups.ipynb #9d8a3cce
 def _sizes(clusters, n_clusters=None):
-    "Images in each cluster, largest first; clusters 0 … n_clusters-1 without images follow with 0. ValueError for codes beyond."
+    "Images in each cluster, largest first; clusters below n_clusters without images follow. ValueError beyond."
     sizes = pd.Series(clusters).value_counts().sort_index().sort_values(ascending=False, kind="stable")
     if n_clusters is None: return sizes
-    beyond = [k for k in sizes.index if k not in range(n_clusters)]
-    if beyond:
-        raise ValueError(
-            f"there is a cluster {beyond[0]!r}, but n_clusters={n_clusters}: clusters count from 0 to n_clusters - 1"
-        )
-    return sizes.reindex([*sizes.index, *(k for k in range(n_clusters) if k not in sizes.index)], fill_value=0)
+    if beyond := [k for k in sizes.index if k not in range(n_clusters)]:
+        raise ValueError(f"there is a cluster {beyond[0]!r}, but n_clusters={n_clusters}: clusters count from 0 to"
+                         " n_clusters - 1")
+    empty = [k for k in range(n_clusters) if k not in sizes.index]
+    return sizes.reindex([*sizes.index, *empty], fill_value=0)
 
 # %% ../../nbs/05_evaluation/04_subgroups.ipynb #02eed4b5
 def _bars_panel(ax, clusters, values, sizes, max_values, classes):
@@ -64,41 +60,54 @@ def _bars_panel(ax, clusters, values, sizes, max_values, classes):
     draw_shares(ax, counts.div(sizes.clip(lower=1), axis=0), [names[c] for c in counts], [colors[c] for c in counts])
     for patch in ax.patches: # white parts need an outline
         if patch.get_facecolor()[:3] == (1, 1, 1): patch.set(edgecolor=".6", linewidth=.6)
-    ax.legend(
-        loc="upper left", bbox_to_anchor=(1, 1.03), reverse=True, borderaxespad=0.2, handlelength=1, labelspacing=0.25
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1.03), reverse=True, borderaxespad=.2, handlelength=1,
+              labelspacing=.25)
+
+# %% ../../nbs/05_evaluation/04_subgroups.ipynb #993dd0b0
+def _draw_boxes(ax, groups, positions):
+    "Box plots in the book's colours."
+    ax.boxplot(
+        groups, positions=positions, widths=.65, patch_artist=True, showmeans=True, manage_ticks=False,
+        boxprops={"facecolor": "#a6c8e0", "linewidth": .7},
+        medianprops={"color": "black", "linewidth": 1.4},
+        whiskerprops={"linewidth": .7},
+        capprops={"linewidth": .7},
+        flierprops={"marker": ".", "markersize": 2.5, "markeredgecolor": ".4"},
+        meanprops={"marker": "D", "markersize": 3.5, "markerfacecolor": "#d55e00", "markeredgecolor": "none"},
     )
+
+# %% ../../nbs/05_evaluation/04_subgroups.ipynb #0e15b000
+def _count_below(ax, groups, index, across):
+    "Cluster and number of images below each box."
+    flat = len(groups) * across <= 10 # room to write side by side
+    text = "{}\nn={:,}" if flat else "{} (n={:,})"
+    ax.set_xticks(range(len(groups)), [text.format(k, len(g)) for k, g in zip(index, groups, strict=True)],
+                  rotation=0 if flat else 90, fontsize=8 if flat else 7 if len(groups) <= 50 else 5)
 
 # %% ../../nbs/05_evaluation/04_subgroups.ipynb #4c244116
 def _boxes_panel(ax, clusters, score, index, name, across=1):
-    "Box plots of a score without gaps, one for each cluster of `index`, in that order; n below each, the overall mean dashed; `across` panels share the width."
+    "A score without gaps, one box for each cluster of `index`, in that order; the overall mean is dashed."
     groups = [score[clusters == k] for k in index]
     many = [i for i, g in enumerate(groups) if len(g) >= 5]
-    if many:
-        ax.boxplot(
-            [groups[i] for i in many],
-            positions=many,
-            widths=0.65,
-            patch_artist=True,
-            showmeans=True,
-            manage_ticks=False,
-            boxprops={"facecolor": "#a6c8e0", "linewidth": 0.7},
-            medianprops={"color": "black", "linewidth": 1.4},
-            whiskerprops={"linewidth": 0.7},
-            capprops={"linewidth": 0.7},
-            flierprops={"marker": ".", "markersize": 2.5, "markeredgecolor": ".4"},
-            meanprops={"marker": "D", "markersize": 3.5, "markerfacecolor": "#d55e00", "markeredgecolor": "none"},
-        )
+    if many: _draw_boxes(ax, [groups[i] for i in many], many)
     for i, g in enumerate(groups):
         if i not in many: ax.plot(np.full(len(g), i), g, "o", color="#0173b2", markersize=3)
     ax.axhline(score.mean(), color=".5", linewidth=.8, linestyle="--", zorder=0)
-    flat = len(groups) * across <= 10 # room to write side by side
-    ax.set_xticks(
-        range(len(groups)),
-        [f"{k}\nn={len(g):,}" if flat else f"{k} (n={len(g):,})" for k, g in zip(index, groups, strict=True)],
-        rotation=0 if flat else 90,
-        fontsize=8 if flat else 7 if len(groups) <= 50 else 5,
-    )
+    _count_below(ax, groups, index, across)
     ax.set(ylabel=name, xlim=(-.6, len(groups) - .4))
+
+# %% ../../nbs/05_evaluation/04_subgroups.ipynb #02333dba
+def _as_score(clusters, score):
+    "Clusters and scores as arrays, nan where there is none; ValueError for other lengths, text, no score at all."
+    clusters, score = np.asarray(clusters), pd.Series(score)
+    if clusters.shape != score.shape:
+        raise ValueError(f"{clusters.shape} clusters and {score.shape} scores; one of each an image is needed")
+    if not pd.api.types.is_numeric_dtype(score.dtype):
+        raise ValueError(f"the score holds {score.dtype}, e.g. {score.iloc[0]!r}; numbers are needed (for categories:"
+                         " plot_columns)")
+    x = score.to_numpy(np.float64, na_value=np.nan)
+    if not np.isfinite(x).any(): raise ValueError("no image has a score")
+    return clusters, x
 
 # %% ../../nbs/05_evaluation/04_subgroups.ipynb #0801e6e8
 @drawn
@@ -106,41 +115,38 @@ def plot_scores(
     clusters:np.ndarray, # (N,) cluster of each image
     score:np.ndarray, # (N,) a number for each image; nan where it is unknown
     name:str="score", # for the axis
-    n_clusters:int=None, # K, to keep clusters without images in view; None: those that occur
+    n_clusters:int|None=None, # K, to keep clusters without images in view; None: those that occur
 ): # matplotlib Figure
-    "Box plots of a score in each cluster, ordered by mean; ValueError where lengths differ, for text, or without any score."
-    clusters, score = np.asarray(clusters), pd.Series(score)
-    if clusters.shape != score.shape:
-        raise ValueError(f"{clusters.shape} clusters and {score.shape} scores; one of each an image is needed")
-    if not pd.api.types.is_numeric_dtype(score.dtype):
-        raise ValueError(
-            f"the score holds {score.dtype}, e.g. {score.iloc[0]!r}; numbers are needed (for categories: plot_columns)"
-        )
-    index, x = _sizes(clusters, n_clusters).index, score.to_numpy(np.float64, na_value=np.nan)
-    use = np.isfinite(x)
-    if not use.any(): raise ValueError("no image has a score")
-    # without a score: last
-    order = pd.Series(x[use]).groupby(clusters[use]).mean().reindex(index).sort_values(kind="stable").index
+    "Box plots of a score in each cluster, ordered by mean; ValueError where it is no score."
+    clusters, x = _as_score(clusters, score)
+    index, use = _sizes(clusters, n_clusters).index, np.isfinite(x)
+    means = pd.Series(x[use]).groupby(clusters[use]).mean()
+    order = means.reindex(index).sort_values(kind="stable").index
     fig, ax = plt.subplots(figsize=(max(4.5, min(WIDTH, 1 + .55 * len(index))), 3.4))
     _boxes_panel(ax, clusters[use], x[use], order, shorten(name, 40, placeholder="…"))
-    eta, r = correlation_ratio(clusters[use], x[use]), ordered_correlation(clusters[use], x[use])
-    ax.set_title(f"η = {eta:.2f}, r = {r:.2f}" + ("" if use.all() else f"; {(~use).sum():,} images without a value"))
+    eta, r = (f(clusters[use], x[use]) for f in (correlation_ratio, ordered_correlation))
+    gaps = "" if use.all() else f"; {(~use).sum():,} images without a value"
+    ax.set_title(f"η = {eta:.2f}, r = {r:.2f}{gaps}")
     ax.set_xlabel("cluster, by mean")
     return fig
 
+# %% ../../nbs/05_evaluation/04_subgroups.ipynb #72214577
+def _fits(values):
+    "Does a column make a picture? No constants, no identifiers, nothing without a kind."
+    try: kind = column_kind(values)
+    except ValueError: return False
+    return values.nunique() >= 2 and (kind == "number" or values.nunique() <= max(values.count() // 2, 2))
+
 # %% ../../nbs/05_evaluation/04_subgroups.ipynb #ce5b0953
 def _drawable(table, columns, named=False):
-    "The columns that make a picture: not constant, no identifiers, neither dates nor other kinds without one; of named ones only what cannot be drawn is an error."
-    def fits(values):
-        try: kind = column_kind(values)
-        except ValueError:
-            if named: raise
-            return False
-        if named and not values.count(): raise ValueError(f"column {values.name!r} has no values")
-        return named or 2 <= values.nunique() and (kind == "number" or values.nunique() <= max(values.count() // 2, 2))
-    drawn = [name for name in columns if fits(table[name])]
-    if not drawn: raise ValueError(f"none of the columns ({', '.join(map(str, columns)) or 'there are none'}) can be drawn: they are constant or differ for nearly every image; name columns to draw them all the same")
-    return drawn
+    "The columns to draw; of named ones only what cannot be drawn is an error."
+    for name in columns if named else ():
+        column_kind(table[name])
+        if not table[name].count(): raise ValueError(f"column {name!r} has no values")
+    drawn = [name for name in columns if named or _fits(table[name])]
+    if drawn: return drawn
+    raise ValueError(f"none of the columns ({', '.join(map(str, columns)) or 'there are none'}) can be drawn: they are"
+                     " constant or differ for nearly every image; name columns to draw them all the same")
 
 # %% ../../nbs/05_evaluation/04_subgroups.ipynb #65768224
 def _panel(ax, clusters, values, sizes, max_values=10, classes=None, across=1):
@@ -152,45 +158,73 @@ def _panel(ax, clusters, values, sizes, max_values=10, classes=None, across=1):
     strength = (correlation_ratio if number else cramers_v)(clusters[use], values[use])
     ax.set_title(name if np.isnan(strength) else f"{name} ({'η' if number else 'V'} = {strength:.2f})")
 
+# %% ../../nbs/05_evaluation/04_subgroups.ipynb #1aa49808
+def _sizes_panel(ax, sizes):
+    "Images in each cluster."
+    few = len(sizes) <= 40
+    ax.bar(range(len(sizes)), sizes, color=".6", width=.85)
+    ax.set_xticks(range(len(sizes)), sizes.index, fontsize=8 if few else 6, rotation=0 if few else 90)
+    ax.set(title="images", xlim=(-.6, len(sizes) - .4))
+
+def _across(n_clusters, n_columns):
+    "Panels side by side."
+    return 1 if n_clusters > 12 else 2 if n_clusters > 6 or n_columns in (1, 3) else 3
+
 # %% ../../nbs/05_evaluation/04_subgroups.ipynb #263afb65
 @drawn
 def plot_columns(
     clusters:np.ndarray, # (N,) cluster of each image
-    table, # ImageSet (the label then has its class names), DataFrame or dictionary of columns, N rows
-    columns:list=None, # names of columns; None: all that make a picture
-    n_clusters:int=None, # K, to keep clusters without images in view; None: those that occur
+    table, # ImageSet (with its class names), DataFrame or dictionary of columns, N rows
+    columns:list|None=None, # names of columns; None: all that make a picture
+    n_clusters:int|None=None, # K, to keep clusters without images in view; None: those that occur
     max_values:int=10, # categories drawn by name, the commonest; the rest is "other"
 ): # matplotlib Figure
-    "Cluster sizes, and each column by cluster: stacked bars for categories, box plots for numbers; KeyError for unknown columns, ValueError where nothing can be drawn."
+    """Cluster sizes, and each column by cluster: bars for categories, box plots for numbers.
+    KeyError for unknown columns, ValueError where nothing can be drawn."""
     classes = {table.target: table.classes} if isinstance(table, ImageSet) else {}
-    (table, chosen), clusters = comparable_columns(table, len(clusters), columns, None), np.asarray(clusters)
-    chosen = _drawable(table, chosen, named=columns is not None)
-    sizes = _sizes(clusters, n_clusters)
-    across = 1 if len(sizes) > 12 else 2 if len(sizes) > 6 or len(chosen) in (1, 3) else 3 # no holes in the grid
+    clusters, named = np.asarray(clusters), columns is not None
+    table, chosen = comparable_columns(table, len(clusters), columns, None)
+    chosen, sizes = _drawable(table, chosen, named), _sizes(clusters, n_clusters)
+    across = _across(len(sizes), len(chosen))
     down = -(-(len(chosen) + 1) // across)
     fig, axes = plt.subplots(down, across, figsize=(WIDTH, 2.6 * down), squeeze=False)
     first, *rest = axes.flat
-    first.bar(range(len(sizes)), sizes, color=".6", width=.85)
-    first.set_xticks(
-        range(len(sizes)), sizes.index, fontsize=8 if len(sizes) <= 40 else 6, rotation=0 if len(sizes) <= 40 else 90
-    )
-    first.set(title="images", xlim=(-.6, len(sizes) - .4))
+    _sizes_panel(first, sizes)
     for ax, name in zip(rest, chosen, strict=False):
-        _panel(ax, clusters, table[name].reset_index(drop=True), sizes, max_values, classes.get(name), across)
+        values = table[name].reset_index(drop=True)
+        _panel(ax, clusters, values, sizes, max_values, classes.get(name), across)
     for ax in rest[len(chosen):]: ax.set_visible(False)
     fig.supxlabel("cluster, largest first", fontsize=9)
     return fig
 
 # %% ../../nbs/05_evaluation/04_subgroups.ipynb #89ed2714
 def _pair_table(a, b):
-    "Counts of a's clusters (rows) and b's (columns), partners in the same place, then those without; and the number of partners."
-    matched = match_clusters(a, b)
-    own = pd.Series(np.asarray(b)).groupby(matched).first() # number in a → number in b
-    sizes = _sizes(np.asarray(a))
-    rows = [k for k in sizes.index if k in own.index] + [k for k in sizes.index if k not in own.index]
-    pairs = [k for k in rows if k in own.index]
+    "Counts of a's clusters (rows) and b's (columns), partners in one place; and their number."
+    a, b = np.asarray(a), np.asarray(b)
+    own = pd.Series(b).groupby(match_clusters(a, b)).first() # number in a → number in b
+    sizes = _sizes(a)
+    pairs = [k for k in sizes.index if k in own.index]
+    rows = pairs + [k for k in sizes.index if k not in own.index]
     columns = [own[k] for k in pairs] + [own[k] for k in own.index if k not in sizes.index]
-    return pd.crosstab(np.asarray(a), np.asarray(b)).loc[rows, columns], len(pairs)
+    return pd.crosstab(a, b).loc[rows, columns], len(pairs)
+
+# %% ../../nbs/05_evaluation/04_subgroups.ipynb #eeec09de
+def _write_counts(ax, counts, shares):
+    "The counts in the cells, dark on light."
+    for (i, j), n in np.ndenumerate(counts.to_numpy()):
+        ax.text(j, i, f"{n:,}", ha="center", va="center", fontsize=8, color="black" if shares[i, j] > .6 else "white")
+
+def _outline(ax, i):
+    "Partners lie on the diagonal."
+    ax.add_patch(plt.Rectangle((i - .5, i - .5), 1, 1, fill=False, edgecolor="white", linewidth=1.5))
+
+def _name_axes(ax, counts, names, few):
+    "The clusters' own numbers, and whose they are."
+    of = lambda name: f"cluster of {shorten(name, 30, placeholder='…')}"
+    size, (rows, columns) = 8 if few else 6, counts.shape
+    ax.set_xticks(range(columns), counts.columns, fontsize=size, rotation=90 if columns > 16 else 0)
+    ax.set_yticks(range(rows), counts.index, fontsize=size)
+    ax.set(xlabel=of(names[1]), ylabel=of(names[0]))
 
 # %% ../../nbs/05_evaluation/04_subgroups.ipynb #c0810542
 @drawn
@@ -199,26 +233,16 @@ def plot_agreement(
     b:np.ndarray, # (N,) clusters of another, of the same images
     names:tuple=("first", "second"), # of the two methods
 ): # matplotlib Figure
-    "Images in each pair of clusters after matching, as an annotated heat map; ValueError for codes that are not whole numbers ≥ 0."
+    "Images in each pair of clusters after matching; ValueError for codes that are not whole ≥ 0."
     found, (counts, n_pairs) = agreement(a, b), _pair_table(a, b)
     shares, (rows, columns) = counts.div(counts.sum(axis=1), axis=0).to_numpy(), counts.shape
-    cell = min(.55, (WIDTH - 2) / max(rows, columns))
+    cell, few = min(.55, (WIDTH - 2) / max(rows, columns)), max(rows, columns) <= 16
     fig, ax = plt.subplots(figsize=(max(4.5, 2 + cell * columns), 1.2 + cell * rows))
     image = ax.imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-    for i in range(n_pairs):
-        ax.add_patch(plt.Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor="white", linewidth=1.5))
-    if max(rows, columns) <= 16:
-        for (i, j), n in np.ndenumerate(counts.to_numpy()):
-            ax.text(
-                j, i, f"{n:,}", ha="center", va="center", fontsize=8, color="black" if shares[i, j] > 0.6 else "white"
-            )
-    size = 8 if max(rows, columns) <= 16 else 6
-    ax.set_xticks(range(columns), counts.columns, fontsize=size, rotation=90 if columns > 16 else 0)
-    ax.set_yticks(range(rows), counts.index, fontsize=size)
-    ax.set(
-        xlabel=f"cluster of {shorten(names[1], 30, placeholder='…')}",
-        ylabel=f"cluster of {shorten(names[0], 30, placeholder='…')}",
-    )
-    ax.set_title(f"agreement {found['agreement']:.2f} (by chance {found['by_chance']:.2f}), ARI {found['ari']:.2f}")
+    for i in range(n_pairs): _outline(ax, i)
+    if few: _write_counts(ax, counts, shares)
+    _name_axes(ax, counts, names, few)
+    title = "agreement {agreement:.2f} (by chance {by_chance:.2f}), ARI {ari:.2f}"
+    ax.set_title(title.format(**found))
     ax.spines[:].set_visible(False); fig.colorbar(image, label="share of the row", shrink=.8)
     return fig

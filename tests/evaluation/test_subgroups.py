@@ -79,6 +79,7 @@ def test_scores_are_ordered_by_mean():
     (ValueError, lambda: plot_columns([0, 1], {"view": [None, None]}, "view"), "'view' has no values"),
     (ValueError, lambda: plot_scores([0, 1], [0.]), "(1,) scores"),
     (ValueError, lambda: plot_scores([0, 1], ["a", "b"]), "plot_columns"),
+    (ValueError, lambda: plot_scores([0, 1], [np.nan, np.nan]), "no image has a score"),
     (ValueError, lambda: plot_agreement([0, 1], [0]), "(2,) and (1,)"),
 ])
 def test_figures_refuse(error, draw, words):
@@ -88,3 +89,10 @@ def test_figures_refuse(error, draw, words):
 
 def test_bars_of_named_constants_and_identifiers_can_be_asked_for():
     check(plot_columns([0, 1, 1], {"site": ["X"] * 3, "file": list("abc")}, ["site", "file"]))
+
+
+def test_values_and_clusters_of_any_type():
+    "Numbers beside texts, gaps, clusters with names: all keep their places"
+    fig = check(plot_columns(list("baab"), {"odd": pd.Series([2, "x", None, 1], dtype=object)}, "odd"))
+    assert [t.get_text() for t in fig.axes[1].get_legend().get_texts()] == ["missing", "x", "2", "1"]
+    assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["a", "b"]
