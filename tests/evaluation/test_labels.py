@@ -18,13 +18,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from medstrat.runs import records as runs
 from medstrat.evaluation.labels import (
     FRACTIONS,
-    _labelled,
+    labelled_subsets,
     label_efficiency,
     plot_label_efficiency,
     summarise_label_efficiency,
 )
 from medstrat.evaluation.metrics import Encoded
-from medstrat.evaluation.protocol import evaluate
+from medstrat.evaluation.protocol import evaluate, scored_split
 from medstrat.runs.records import finish, read_label_efficiency, read_runs, start_run
 
 SMALL = dict(n_clusters=3, image_size=16, epochs=1, batch_size=20, channels=[4, 8], latent_dim=4, verbose=False)
@@ -50,7 +50,7 @@ def curve(pair): return label_efficiency(*pair, draws=4)
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=200), st.lists(st.floats(.001, .999), min_size=1, max_size=5, unique=True), st.integers(0, 99))
 def test_subsets_are_nested_stratified_and_whole_at_one(labels, fractions, seed):
     labels, fractions = np.array(labels), [*sorted(fractions), 1]
-    found = {(f, r): i for f, r, i in _labelled(labels, fractions, 2, seed)}
+    found = {(f, r): i for f, r, i in labelled_subsets(labels, fractions, 2, seed)}
     assert sorted(found) == sorted([(f, r) for f in fractions[:-1] for r in (0, 1)] + [(1, 0)])
     for (f, _), i in found.items():
         assert (np.diff(i) > 0).all()
@@ -62,7 +62,7 @@ def test_subsets_are_nested_stratified_and_whole_at_one(labels, fractions, seed)
 
 def test_draws_and_seeds_are_all_different():
     labels = np.arange(3000) % 3
-    found = [tuple(i) for seed in range(4) for _, _, i in _labelled(labels, [.1], 4, seed)]
+    found = [tuple(i) for seed in range(4) for _, _, i in labelled_subsets(labels, [.1], 4, seed)]
     assert len(set(found)) == 16        # seed 0, draw 1 is not seed 1, draw 0
 
 
@@ -85,7 +85,6 @@ def test_columns_rows_and_order(curve):
 @pytest.mark.parametrize("on", ["test", "val", "val+test"])
 @pytest.mark.parametrize("classes", [2, 5])
 def test_with_all_labels_it_is_the_probe_of_evaluate(on, classes):
-    from medstrat.evaluation.protocol import scored_split
     splits = {s: make(n, classes=classes, seed=i, shift=.7) for i, (s, n) in enumerate(dict(train=300, val=70, test=90).items())}
     m = evaluate(splits, n_clusters=1, on=on).metrics
     last = label_efficiency(splits["train"], scored_split(splits, on), fractions=[1]).iloc[-1]
@@ -124,7 +123,7 @@ def test_more_labels_help_and_shuffled_ones_do_not(pair, curve):
 def test_all_training_images_standardise():
     "Two labelled images that agree in a dimension would give it no spread at all"
     train, test = make(400, classes=2), make(200, classes=2, seed=1)
-    i = next(i for _, _, i in _labelled(train.labels, [.001], 1, 0))
+    i = next(i for _, _, i in labelled_subsets(train.labels, [.001], 1, 0))
     x = (train.embedding - train.embedding.mean(0)) / train.embedding.std(0)
     z = (test.embedding - train.embedding.mean(0)) / train.embedding.std(0)
     a, b = (x[i[train.labels[i] == c]][0] for c in (0, 1))
