@@ -25,7 +25,8 @@ from medstrat.data.images import ImageSet
 from medstrat.parts.choice import choose_n_clusters
 from medstrat.methods import contrastive
 from medstrat.methods.contrastive import ContrastiveAE, ContrastiveNetwork, two_views
-from medstrat.runs.records import finish, read_runs, start_run
+from medstrat.runs.records import finish, start_run
+from medstrat.runs.tables import read_runs
 from medstrat.training.phases import NonFiniteLoss
 from medstrat.training.method import Batch, Told
 from medstrat.training.phases import Moment

@@ -27,7 +27,8 @@ from medstrat.parts.backbones import (
 )
 from medstrat.data.images import ImageSet
 from medstrat.methods.transfer import FeatureKMeans, Transfer, read_labels
-from medstrat.runs.records import finish, read_runs, start_run
+from medstrat.runs.records import finish, start_run
+from medstrat.runs.tables import read_runs
 from medstrat.training.presets import resolve
 from medstrat.training.registry import get_method
 from medstrat.training.saving import load_model
