@@ -23,7 +23,7 @@ def test_help_is_light():
 
 
 def test_importing_a_method_is_light():
-    code = "from medstrat import VAESim; VAESim(lr=1); from medstrat.training.presets import list_methods; list_methods()"
+    code = "from medstrat import VAESim; VAESim(lr=1); from medstrat.training.registry import list_methods; list_methods()"
     assert loaded(code, "pytorch_lightning", "lightning", "medmnist", "matplotlib.pyplot", "openTSNE", "papermill", "kneed", "timm", "huggingface_hub") == []
 
 
