@@ -26,8 +26,8 @@ from .methods.vade import VaDE as VaDE
 from .methods.vaesim import VAESim as VAESim
 from .parts.figures import embed_2d as embed_2d
 from .parts.figures import plot_embedding as plot_embedding
-from .runs.records import compare as compare
-from .runs.records import read_runs as read_runs
+from .runs.tables import compare as compare
+from .runs.tables import read_runs as read_runs
 from .training.registry import get_method as get_method
 from .training.registry import list_methods as list_methods
 from .training.saving import load_model as load_model

@@ -11,7 +11,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from medstrat.evaluation.association import associations, cramers_v
 from medstrat.parts.matching import one_to_one
-from medstrat.runs.records import compare, read_runs
+from medstrat.runs.tables import compare, read_runs
 
 ROOT = Path(__file__).parent
 SHOWN = ("one_to_one_accuracy", "nmi", "ari")

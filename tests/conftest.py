@@ -4,6 +4,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -350,3 +351,48 @@ def refuge(tmp_path):
 def her2(tmp_path):
     folder = tmp_path / "data" / "HER2"
     return folder, write_her2(folder)
+
+
+# ---- runs
+
+ENV = dict(os.environ, PYTHONPATH=os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]))   # of another process
+SMALL_RUN = dict(n_clusters=3, image_size=16, epochs=1, batch_size=20, channels=[4, 8], latent_dim=4, verbose=False)
+
+
+def python(*code, **kw):
+    return subprocess.run([sys.executable, "-c", *code], capture_output=True, text=True, env=ENV, **kw)
+
+
+def save_stripes(path, labels=lambda n: np.arange(n) % 2):
+    "A small set in an .npz file: two kinds of stripes, in three splits"
+    np.savez(path, **{f"{s}_{k}": v for i, (s, n) in enumerate(dict(train=60, val=20, test=30).items())
+                      for k, v in dict(images=images(n, seed=i)[..., 0], labels=labels(n)[:, None]).items()})
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def stripes(tmp_path_factory): return save_stripes(tmp_path_factory.mktemp("data") / "stripes.npz")
+
+
+@pytest.fixture(scope="session")
+def done(stripes, tmp_path_factory):
+    "Two finished runs of one method and one of another; tests must not change them"
+    from medstrat.runs.records import finish, start_run
+    out = tmp_path_factory.mktemp("runs")
+    small = {k: v for k, v in SMALL_RUN.items() if k not in ("channels", "epochs", "batch_size")}
+    for seed in (0, 1): finish(start_run("VAEsim", stripes, seed, out=out, **SMALL_RUN))
+    finish(start_run("pca_kmeans", stripes, 0, out=out, **small))
+    return out
+
+
+def cohort_file(path, labels=None, test_labels=None, n=60, m=24, **columns):
+    "Stripes in two parts, with any labels and columns, in an .npz file"
+    X, labels = images(n + m, seed=5)[..., 0], {} if labels is None else {"train_labels": labels, "test_labels": test_labels}
+    np.savez(path, train_images=X[:n], test_images=X[n:], **labels, **{f"{s}_{k}": v[r] for k, v in columns.items() for s, r in (("train", slice(n)), ("test", slice(n, None)))})
+    return str(path)
+
+
+def quick_run(path, out, **words):
+    "The folder of a run that takes no training"
+    from medstrat.runs.records import finish, start_run
+    return finish(start_run("pixels+kmeans", path, out=out, n_clusters=3, verbose=False, **words))

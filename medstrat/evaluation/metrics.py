@@ -19,27 +19,20 @@ def _embedding(values):
         raise ValueError(f"embedding has shape {z.shape}; it needs one row an image: (N, d) with N and d at least 1")
     with np.errstate(over="ignore", invalid="ignore"): z = np.ascontiguousarray(z, dtype=np.float32)
     bad = np.flatnonzero(~np.isfinite(z).all(1))
-    if len(bad):
-        raise ValueError(
-            f"embedding has NaN or infinite values in {len(bad)} of {len(z)} rows (first: row {bad[0]}); the encoder"
-            " has diverged"
-        )
-    return z
+    if not len(bad): return z
+    raise ValueError(f"embedding has NaN or infinite values in {len(bad)} of {len(z)} rows (first: row {bad[0]});"
+                     " the encoder has diverged")
 
 # %% ../../nbs/05_evaluation/00_metrics.ipynb #896ad065
 def _codes(name, values, n):
     "`values` as an int64 vector (n,), or a ValueError that says why not; only labels may be negative."
     c = np.asarray(values)
     if c.shape != (n,):
-        raise ValueError(
-            f"{name} has shape {c.shape}, the embedding {n} rows; one whole number an image is needed: ({n},). For (N,"
-            f" 1) pass {name}.ravel()"
-        )
+        raise ValueError(f"{name} has shape {c.shape}, the embedding {n} rows; one whole number an image is needed:"
+                         f" ({n},). For (N, 1) pass {name}.ravel()")
     if c.dtype.kind not in "iub":
-        raise ValueError(
-            f"{name} has dtype {c.dtype}; whole numbers are needed (encode names with np.unique(…,"
-            " return_inverse=True))"
-        )
+        raise ValueError(f"{name} has dtype {c.dtype}; whole numbers are needed (encode names with np.unique(…,"
+                         " return_inverse=True))")
     if name == "labels": return np.maximum(c.astype(np.int64), -1)
     if c.min() < 0: raise ValueError(f"{name} contains {c.min()}; they count from 0")
     return c.astype(np.int64)
@@ -47,31 +40,32 @@ def _codes(name, values, n):
 # %% ../../nbs/05_evaluation/00_metrics.ipynb #21f2eda4
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    "One split after encoding: where each image lies, its cluster and its label; raises ValueError where they do not fit together."
+    "One split after encoding; ValueError where its three arrays do not fit together."
     embedding:np.ndarray # (N, d) posterior means; kept as float32
     clusters:np.ndarray # (N,) cluster of each image, 0 … K-1
-    # (N,) true label of each image, whole numbers; negative: this image has none; None: no image has one
-    labels:np.ndarray=None
+    # (N,) true label of each image, whole numbers; negative: this one has none; None: none has one
+    labels:np.ndarray=None # type: ignore[assignment]
     def __post_init__(self):
         z = _embedding(self.embedding)
         if self.labels is None: object.__setattr__(self, "labels", np.full(len(z), -1))
-        for name in ("clusters", "labels"): object.__setattr__(self, name, _codes(name, getattr(self, name), len(z)))
+        for name in ("clusters", "labels"):
+            object.__setattr__(self, name, _codes(name, getattr(self, name), len(z)))
         object.__setattr__(self, "embedding", z)
     def __len__(self): return len(self.embedding)
-    def __getitem__(self, rows): return Encoded(self.embedding[rows], self.clusters[rows], self.labels[rows])
+    def __getitem__(self, rows):
+        return Encoded(self.embedding[rows], self.clusters[rows], self.labels[rows])
 
 # %% ../../nbs/05_evaluation/00_metrics.ipynb #e8d0b6f7
 def join(
     a:Encoded, # first split
     b:Encoded, # second split, of the same embedding dimension
 ) -> Encoded: # the rows of `a`, then those of `b`
-    "Put two encoded splits under one another; ValueError where their embeddings have different dimensions."
-    if a.embedding.shape[1] != b.embedding.shape[1]:
-        raise ValueError(
-            f"cannot join embeddings of {a.embedding.shape[1]} and {b.embedding.shape[1]} dimensions: they come from"
-            " different encoders"
-        )
-    return Encoded(*(np.concatenate([getattr(a, f), getattr(b, f)]) for f in ("embedding", "clusters", "labels")))
+    "Put two splits under one another; ValueError where their embeddings differ in dimension."
+    p, q = (split.embedding.shape[1] for split in (a, b))
+    if p != q: raise ValueError(
+        f"cannot join embeddings of {p} and {q} dimensions: they come from different encoders")
+    stacked = lambda f: np.concatenate([getattr(a, f), getattr(b, f)])
+    return Encoded(stacked("embedding"), stacked("clusters"), stacked("labels"))
 
 # %% ../../nbs/05_evaluation/00_metrics.ipynb #b5606626
 def knn_predict(
@@ -79,46 +73,45 @@ def knn_predict(
     embedding:np.ndarray, # (M, d) images to label
     k:int=5, # neighbours that vote; a tie goes to the smallest label
 ) -> np.ndarray: # (M,) predicted labels
-    "Majority vote of the `k` nearest training images, by Euclidean distance; ValueError where there are fewer than `k`."
+    "Majority vote of the `k` nearest training images; ValueError where there are fewer than `k`."
     from sklearn.neighbors import KNeighborsClassifier
-    if not 1 <= k <= len(train):
-        raise ValueError(
-            f"k={k} neighbours were asked for, the training split has {len(train)} images; k must lie in 1 …"
-            f" {len(train)}"
-        )
-    # above 15 dimensions "auto" is brute force, the fastest there
+    if not 1 <= k <= len(train): raise ValueError(
+        f"k={k} neighbours of {len(train)} training images; k must lie in 1 … {len(train)}")
     return KNeighborsClassifier(k).fit(train.embedding, train.labels).predict(embedding)
 
 # %% ../../nbs/05_evaluation/00_metrics.ipynb #1880186a
 def probe_predict(
     train:Encoded, # the split the probe learns from, all of it
     embedding:np.ndarray, # (M, d) images to label
-    max_iter:int=2000, # L-BFGS iterations; scikit-learn's ConvergenceWarning says when they did not suffice
+    max_iter:int=2000, # L-BFGS iterations; a ConvergenceWarning says when they did not suffice
     scale=None, # a fitted StandardScaler; None: one fitted to train
-) -> np.ndarray: # (M,) predicted labels
-    "Standardised multinomial logistic regression, run to convergence (one class in `train`: that class for every image)."
+) -> np.ndarray: # (M,) predicted labels; one class in train: that class for every image
+    "Standardised multinomial logistic regression, run to convergence."
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
     from threadpoolctl import threadpool_limits
     if len(np.unique(train.labels)) == 1: return np.full(len(embedding), train.labels[0])
     scale = scale or StandardScaler().fit(train.embedding.astype(np.float64))
+    model, x = LogisticRegression(max_iter=max_iter), scale.transform(train.embedding)
     # on busy cores, threads that wait for each other cost more than they give
-    with threadpool_limits(1):
-        model = LogisticRegression(max_iter=max_iter).fit(scale.transform(train.embedding), train.labels)
+    with threadpool_limits(1): model.fit(x, train.labels)
     return model.predict(scale.transform(embedding))
 
 # %% ../../nbs/05_evaluation/00_metrics.ipynb #37a1729a
-def stratified_subset(labels, fraction, seed=0):
-    "Sorted indices of a reproducible random `fraction` of each class, at least one image of each."
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction={fraction}; it must lie above 0 and at most at 1 (0.2 keeps a fifth of each class)")
+def stratified_subset(
+    labels:np.ndarray, # (N,) labels
+    fraction:float, # share of each class, above 0 and at most 1
+    seed=0, # a whole number, or several
+) -> np.ndarray: # sorted indices; at least one image of each class
+    "A reproducible random `fraction` of each class; ValueError for a share that is none."
+    if not 0 < fraction <= 1: raise ValueError(f"fraction={fraction}; a share in (0, 1], e.g. 0.2")
     rng = np.random.default_rng(seed)
-    members = (np.flatnonzero(labels == c) for c in np.unique(labels))
-    return np.sort(np.concatenate([rng.permutation(m)[:max(1, round(fraction * len(m)))] for m in members]))
+    members = (rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels))
+    return np.sort(np.concatenate([m[:max(1, round(fraction * len(m)))] for m in members]))
 
 # %% ../../nbs/05_evaluation/00_metrics.ipynb #35688b33
 def _train_linear(x, y, n_classes, *, epochs=200, lr=3e-4, batch_size=128, seed=0):
-    "A `torch.nn.Linear` fitted to tensors x (N, d), y (N,) by Adam on the cross-entropy, in random minibatches."
+    "A `torch.nn.Linear` fitted to x (N, d), y (N,) by Adam on the cross-entropy, in minibatches."
     import torch
     from threadpoolctl import threadpool_limits
     with threadpool_limits(1), torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -127,7 +120,8 @@ def _train_linear(x, y, n_classes, *, epochs=200, lr=3e-4, batch_size=128, seed=
         adam = torch.optim.Adam(layer.parameters(), lr=lr)
         for _ in range(epochs):
             order = torch.randperm(len(x))
-            for xb, yb in zip(x[order].split(batch_size), y[order].split(batch_size), strict=True):
+            batches = zip(x[order].split(batch_size), y[order].split(batch_size), strict=True)
+            for xb, yb in batches:
                 adam.zero_grad()
                 torch.nn.functional.cross_entropy(layer(xb), yb).backward()
                 adam.step()
@@ -142,18 +136,12 @@ def paper_probe_predict(
     epochs:int=200, # passes over the subset (VAESim, section 3.3)
     lr:float=3e-4, # Adam's learning rate (VAESim, section 3.3)
 ) -> np.ndarray: # (M,) predicted labels
-    "VAESim's probe: a linear layer on the raw embedding, Adam 3e-4, 200 epochs, cross-entropy, a subset of the training images."
+    "VAESim's probe (section 3.3): a linear layer on the raw embedding of a part of the images."
     import torch
     classes, y = np.unique(train.labels, return_inverse=True)
     subset = stratified_subset(train.labels, fraction, seed)
-    layer = _train_linear(
-        torch.from_numpy(train.embedding[subset]),
-        torch.from_numpy(y[subset]),
-        len(classes),
-        epochs=epochs,
-        lr=lr,
-        seed=seed,
-    )
+    x, target = torch.from_numpy(train.embedding[subset]), torch.from_numpy(y[subset])
+    layer = _train_linear(x, target, len(classes), epochs=epochs, lr=lr, seed=seed)
     with torch.no_grad(): logits = layer(torch.as_tensor(embedding, dtype=torch.float32))
     return classes[logits.numpy().argmax(1)]
 
@@ -164,15 +152,10 @@ def classification_scores(
 ) -> dict: # accuracy, balanced_accuracy, precision, recall
     "Accuracy beside its macro companions, averaged over the classes which occur in `labels`."
     from sklearn.metrics import precision_recall_fscore_support
-    precision, recall, _, _ = precision_recall_fscore_support(
-        labels, predicted, labels=np.unique(labels), average="macro", zero_division=0
-    )
-    return dict(
-        accuracy=float(np.mean(labels == predicted)),
-        balanced_accuracy=float(recall),
-        precision=float(precision),
-        recall=float(recall),
-    )
+    p, r, *_ = precision_recall_fscore_support(
+        labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)
+    scores = dict(accuracy=np.mean(labels == predicted), balanced_accuracy=r, precision=p, recall=r)
+    return {name: float(score) for name, score in scores.items()}
 
 # %% ../../nbs/05_evaluation/00_metrics.ipynb #7b22e49b
 def bootstrap_interval(
@@ -180,7 +163,8 @@ def bootstrap_interval(
     n_boot:int=1000, # resamples
     seed:int=0, # same seed, same interval
 ) -> tuple[float, float]: # lower and upper end
-    "95 % percentile bootstrap interval of an accuracy, drawn from the exact resampling distribution B(N, accuracy) / N."
-    if n_boot < 1: raise ValueError(f"n_boot={n_boot}; at least one resample is needed (1000 is usual)")
-    accuracies = np.random.default_rng(seed).binomial(len(correct), np.mean(correct), n_boot) / len(correct)
+    "95 % percentile bootstrap interval of an accuracy, drawn from its resampling distribution."
+    if n_boot < 1: raise ValueError(f"n_boot={n_boot}; at least one is needed (1000 is usual)")
+    n, rng = len(correct), np.random.default_rng(seed)
+    accuracies = rng.binomial(n, np.mean(correct), n_boot) / n
     return tuple(np.quantile(accuracies, [.025, .975]).tolist())

@@ -23,31 +23,36 @@ from medstrat.evaluation.metrics import (
 from ..parts.matching import StatisticalMapping, one_to_one
 
 # %% ../../nbs/05_evaluation/01_protocol.ipynb #a818234c
-def scored_split(encoded, on):
-    "The split named by `on`, checked against the training split."
+def _check_names(encoded, on):
+    "ValueError where `on` is no split to score, and where a split is missing or unknown."
     allowed = ("test", "val", "val+test")
     if on not in allowed:
-        raise ValueError(
-            f"on={on!r}; scores can be reported on {', '.join(map(repr, allowed))} (never on train, which the mapping"
-            " and the probes are fitted on)"
-        )
+        raise ValueError(f"on={on!r}; scores can be reported on {', '.join(map(repr, allowed))} (never on train, which"
+                         " the mapping and the probes are fitted on)")
     if unknown := sorted(set(encoded) - {"train", "val", "test"}):
         raise ValueError(f'encoded has unknown splits {unknown}; the names are "train", "val", "test"')
     if missing := [s for s in ("train", *on.split("+")) if s not in encoded]:
-        raise ValueError(
-            f"everything is fitted on train and scored on {on}; encoded lacks {missing}, it has {sorted(encoded)}"
-        )
-    train, parts = encoded["train"].embedding, {s: encoded[s] for s in on.split("+")}
-    for name, z in ((name, part.embedding) for name, part in parts.items()):
-        if np.may_share_memory(z, train):
-            raise ValueError(
-                f'encoded["{name}"] and encoded["train"] share their embedding; the scored images must be others than'
-                ' the training images'
-            )
-        if z.shape[1] != train.shape[1]:
-            raise ValueError(
-                f"{name} has {z.shape[1]} dimensions, train {train.shape[1]}: they come from different encoders"
-            )
+        raise ValueError(f"everything is fitted on train and scored on {on}; encoded lacks {missing}, it has"
+                         f" {sorted(encoded)}")
+
+# %% ../../nbs/05_evaluation/01_protocol.ipynb #917b925e
+def _check_apart(name, part, train):
+    "ValueError where a scored split shares its embedding with train, or has another dimension."
+    if np.may_share_memory(part.embedding, train.embedding):
+        raise ValueError(f'encoded["{name}"] and encoded["train"] share their embedding; the scored images must be'
+                         " others than the training images")
+    p, q = part.embedding.shape[1], train.embedding.shape[1]
+    if p != q: raise ValueError(f"{name} has {p} dimensions, train {q}: they come from different encoders")
+
+# %% ../../nbs/05_evaluation/01_protocol.ipynb #35b05c3c
+def scored_split(
+    encoded:dict[str, Encoded], # "train", "test" and, if there is one, "val"
+    on:str, # "test", "val" or "val+test"
+) -> Encoded: # the images to score
+    "The split named by `on`; ValueError where it is missing, or not apart from train."
+    _check_names(encoded, on)
+    parts = {name: encoded[name] for name in on.split("+")}
+    for name, part in parts.items(): _check_apart(name, part, encoded["train"])
     return join(*parts.values()) if len(parts) > 1 else parts[on]
 
 # %% ../../nbs/05_evaluation/01_protocol.ipynb #f647b015
@@ -58,50 +63,52 @@ ROWS = {
     "paper_probe": "paper's probe",
     "one_to_one": "one-to-one (Hungarian)",
 }
+
+# %% ../../nbs/05_evaluation/01_protocol.ipynb #5feee4a0
+def _table_row(m, row):
+    "One row of the table, as texts with three decimals."
+    number = lambda name: f"{m[name]:.3f}"
+    low, high = number(f"{row}_accuracy_low"), number(f"{row}_accuracy_high")
+    return {
+        "accuracy [95 % interval]": f"{number(f'{row}_accuracy')} [{low}, {high}]",
+        "balanced accuracy": number(f"{row}_balanced_accuracy"),
+        "macro precision": number(f"{row}_precision"),
+        "macro recall": number(f"{row}_recall"),
+        "majority rate": number("majority_rate"),
+    }
+
+# %% ../../nbs/05_evaluation/01_protocol.ipynb #43961fe0
+def _sentence(m):
+    "Sizes, and NMI and ARI or the reason why there are no scores."
+    sizes = (f"scored on {m['scored_on']} ({m['n_scored']:,} images), fitted on train ({m['n_train']:,});"
+             f" K = {m['n_clusters']}, {m['active_clusters']} active")
+    if "unscored" in m: return f"{sizes}; no scores: {m['unscored']}"
+    return (f"{sizes}; NMI {m['nmi']:.3f}, ARI {m['ari']:.3f}; kNN with k = {m['k_neighbors']},"
+            f" paper's probe on {m['probe_fraction']:.0%} of train")
+
+# %% ../../nbs/05_evaluation/01_protocol.ipynb #b38173c9
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
     "All numbers of one evaluation, with the predictions they come from."
-    # name → float, int or str; goes into JSON as it is. Without labels: sizes only, and unscored, the reason
+    # name → float, int or str, as JSON takes it; without labels: sizes, and unscored, the reason
     metrics:dict
     # row ("stat", "knn", …) → (n,) predicted labels of the scored images that have a label
     predictions:dict
     # (K,) label of each cluster under the statistical mapping; None without labels
-    cluster_labels:np.ndarray
-    def table(self) -> pd.DataFrame: # one row a way to predict, strings with three decimals; no rows without labels
-        "A small table to read: accuracy with its 95 % interval, its companions, and the rate of the commonest class."
-        m, number = self.metrics, "{:.3f}".format
-        rows = {
-            title: {
-                "accuracy [95 % interval]": (
-                    f"{m[f'{r}_accuracy']:.3f} [{m[f'{r}_accuracy_low']:.3f}, {m[f'{r}_accuracy_high']:.3f}]"
-                ),
-                "balanced accuracy": number(m[f"{r}_balanced_accuracy"]),
-                "macro precision": number(m[f"{r}_precision"]),
-                "macro recall": number(m[f"{r}_recall"]),
-                "majority rate": number(m["majority_rate"]),
-            }
-            for r, title in ROWS.items()
-            if f"{r}_accuracy" in m
-        }
-        return pd.DataFrame.from_dict(rows, orient="index")
+    cluster_labels:np.ndarray|None
+    def table(self) -> pd.DataFrame: # one row a way to predict, texts; no rows without labels
+        "Accuracy with its 95 % interval, its companions, and the rate of the commonest class."
+        m, known = self.metrics, [row for row in ROWS if f"{row}_accuracy" in self.metrics]
+        return pd.DataFrame.from_dict({ROWS[r]: _table_row(m, r) for r in known}, orient="index")
     def summary(self) -> str: # one line
-        "What the table's numbers were computed on and with, and the agreement of the two partitions."
-        m = self.metrics
-        sizes = (
-            f"scored on {m['scored_on']} ({m['n_scored']:,} images), fitted on train ({m['n_train']:,}); K ="
-            f" {m['n_clusters']}, {m['active_clusters']} active"
-        )
-        if "unscored" in m: return f"{sizes}; no scores: {m['unscored']}"
-        return (
-            f"{sizes}; NMI {m['nmi']:.3f}, ARI {m['ari']:.3f}; kNN with k = {m['k_neighbors']}, paper's probe on"
-            f" {m['probe_fraction']:.0%} of train"
-        )
-
+        "What the numbers were computed on and with, and the agreement of the two partitions."
+        return _sentence(self.metrics)
     def __repr__(self):
-        return f"{self.table().to_string()}\n{self.summary()}" if len(self.table()) else self.summary()
-
+        t = self.table()
+        return f"{t.to_string()}\n{self.summary()}" if len(t) else self.summary()
     def _repr_html_(self):
-        return f"{self.table().to_html() if len(self.table()) else ''}<p>{self.summary()}</p>"
+        t = self.table()
+        return f"{t.to_html() if len(t) else ''}<p>{self.summary()}</p>"
 
 # %% ../../nbs/05_evaluation/01_protocol.ipynb #15f55701
 def labelled(
@@ -110,22 +117,37 @@ def labelled(
     "Leave out the images without a label. ValueError where none is left."
     return part if (part.labels >= 0).all() else part[part.labels >= 0]
 
+# %% ../../nbs/05_evaluation/01_protocol.ipynb #0c204597
+def _predictions(mapping, train, scored, k, probe_fraction, seed):
+    "Predicted labels of the scored images, one row a way to predict."
+    z = scored.embedding
+    return {"stat": mapping.predict(scored.clusters),
+            "knn": knn_predict(train, z, k),
+            "probe": probe_predict(train, z),
+            "paper_probe": paper_probe_predict(train, z, probe_fraction, seed),
+            "one_to_one": one_to_one(scored.clusters, scored.labels)}
+
+# %% ../../nbs/05_evaluation/01_protocol.ipynb #a6f8b80b
 def _numbers(predictions, scored, n_boot, seed):
-    "Scores of each row of predictions, with intervals; NMI, ARI and the rate of the commonest class."
+    "Scores of each row of predictions, with intervals; NMI, ARI, rate of the commonest class."
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-    m = {}
+    y, k, m = scored.labels, scored.clusters, {}
     for row, predicted in predictions.items():
-        m |= {f"{row}_{name}": value for name, value in classification_scores(scored.labels, predicted).items()}
-        m[f"{row}_accuracy_low"], m[f"{row}_accuracy_high"] = bootstrap_interval(
-            predicted == scored.labels, n_boot, seed
-        )
-    # codes may be huge: they are not counted in an array
-    commonest = np.unique(scored.labels, return_counts=True)[1].max()
-    return m | dict(
-        nmi=float(normalized_mutual_info_score(scored.labels, scored.clusters)),
-        ari=float(adjusted_rand_score(scored.labels, scored.clusters)),
-        majority_rate=float(commonest / len(scored)),
-    )
+        m |= {f"{row}_{name}": x for name, x in classification_scores(y, predicted).items()}
+        interval = bootstrap_interval(predicted == y, n_boot, seed)
+        m |= {f"{row}_accuracy_low": interval[0], f"{row}_accuracy_high": interval[1]}
+    majority_rate = np.unique(y, return_counts=True)[1].max() / len(y)
+    return m | dict(nmi=float(normalized_mutual_info_score(y, k)),
+                    ari=float(adjusted_rand_score(y, k)), majority_rate=float(majority_rate))
+
+# %% ../../nbs/05_evaluation/01_protocol.ipynb #16a541fb
+def _sizes(train, scored, n_clusters, on):
+    "Numbers of images and clusters; ValueError where there are more clusters than that."
+    if (last := max(train.clusters.max(), scored.clusters.max())) >= n_clusters:
+        raise ValueError(f"there is a cluster {last}, but n_clusters={n_clusters}: clusters count from 0 to"
+                         " n_clusters - 1")
+    return dict(n_clusters=int(n_clusters), active_clusters=len(np.unique(train.clusters)),
+                n_scored=len(scored), n_train=len(train), scored_on=on)
 
 # %% ../../nbs/05_evaluation/01_protocol.ipynb #873102e1
 def evaluate(
@@ -138,32 +160,18 @@ def evaluate(
     seed:int=0, # of the paper's probe and the bootstrap
     n_boot:int=1000, # bootstrap resamples
 ) -> Evaluation:
-    "Fit mapping, neighbours and probes on `encoded['train']`, score the split `on`; ValueError where the splits do not fit together."
+    "Fit on `encoded['train']`, score the split `on`; ValueError where the splits do not fit."
     scored, train = scored_split(encoded, on), encoded["train"]
-    if (last := max(train.clusters.max(), scored.clusters.max())) >= n_clusters:
-        raise ValueError(
-            f"there is a cluster {last}, but n_clusters={n_clusters}: clusters count from 0 to n_clusters - 1"
-        )
-    m = dict(
-        n_clusters=int(n_clusters),
-        active_clusters=len(np.unique(train.clusters)),
-        n_scored=len(scored),
-        n_train=len(train),
-        scored_on=on,
-    )
-    bare = [name for name, part in (("train", train), (on, scored)) if not (part.labels >= 0).any()]
-    if bare: return Evaluation(m | dict(unscored=f"no image of {' and '.join(bare)} has a label"), {}, None)
+    sizes = _sizes(train, scored, n_clusters, on)
+    bare = [s for s, part in (("train", train), (on, scored)) if not (part.labels >= 0).any()]
+    if bare:
+        reason = f"no image of {' and '.join(bare)} has a label"
+        return Evaluation(sizes | dict(unscored=reason), {}, None)
     train, scored = labelled(train), labelled(scored)
+    k = min(int(k), len(train))
     mapping = StatisticalMapping().fit(train.clusters, train.labels, n_clusters)
-    predictions = {"stat": mapping.predict(scored.clusters),
-                   "knn": knn_predict(train, scored.embedding, min(k, len(train))),
-                   "probe": probe_predict(train, scored.embedding),
-                   "paper_probe": paper_probe_predict(train, scored.embedding, probe_fraction, seed),
-                   "one_to_one": one_to_one(scored.clusters, scored.labels)}
-    m |= dict(
-        n_scored=len(scored),
-        n_train=len(train),
-        k_neighbors=min(int(k), len(train)),
-        probe_fraction=float(probe_fraction),
-    )
-    return Evaluation(_numbers(predictions, scored, n_boot, seed) | m, predictions, mapping.cluster_labels_)
+    predictions = _predictions(mapping, train, scored, k, probe_fraction, seed)
+    sizes |= dict(n_scored=len(scored), n_train=len(train), k_neighbors=k,
+                  probe_fraction=float(probe_fraction))
+    numbers = _numbers(predictions, scored, n_boot, seed)
+    return Evaluation(numbers | sizes, predictions, mapping.cluster_labels_)

@@ -9,17 +9,12 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from conftest import Lazy, images, interrupt, same_weights, tiny
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.cluster import KMeans
 from torch import nn
 
 from medstrat.parts.augmentation import augment
-from medstrat.parts.contrast import nt_xent, partner_found
-from medstrat.parts.schedules import lars, warmup_cosine
 from medstrat.data.images import ImageSet
 from medstrat.parts.choice import choose_n_clusters
 from medstrat.methods import contrastive

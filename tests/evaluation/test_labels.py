@@ -1,5 +1,4 @@
-"Label efficiency: which images get a label, what the curve must equal, what may be pooled, and what a run records."
-import json
+"Label efficiency: which images get a label, what the curve must equal, and what may be pooled."
 import warnings
 from itertools import combinations
 
@@ -10,24 +9,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import images, interrupt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from medstrat.runs import records as runs
 from medstrat.evaluation.labels import (
     FRACTIONS,
-    _labelled,
+    labelled_subsets,
     label_efficiency,
     plot_label_efficiency,
     summarise_label_efficiency,
 )
 from medstrat.evaluation.metrics import Encoded
-from medstrat.evaluation.protocol import evaluate
-from medstrat.runs.records import finish, read_label_efficiency, read_runs, start_run
-
-SMALL = dict(n_clusters=3, image_size=16, epochs=1, batch_size=20, channels=[4, 8], latent_dim=4, verbose=False)
+from medstrat.evaluation.protocol import evaluate, scored_split
 
 
 def make(n, d=6, classes=3, seed=0, shift=2.):
@@ -50,7 +44,7 @@ def curve(pair): return label_efficiency(*pair, draws=4)
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=200), st.lists(st.floats(.001, .999), min_size=1, max_size=5, unique=True), st.integers(0, 99))
 def test_subsets_are_nested_stratified_and_whole_at_one(labels, fractions, seed):
     labels, fractions = np.array(labels), [*sorted(fractions), 1]
-    found = {(f, r): i for f, r, i in _labelled(labels, fractions, 2, seed)}
+    found = {(f, r): i for f, r, i in labelled_subsets(labels, fractions, 2, seed)}
     assert sorted(found) == sorted([(f, r) for f in fractions[:-1] for r in (0, 1)] + [(1, 0)])
     for (f, _), i in found.items():
         assert (np.diff(i) > 0).all()
@@ -62,7 +56,7 @@ def test_subsets_are_nested_stratified_and_whole_at_one(labels, fractions, seed)
 
 def test_draws_and_seeds_are_all_different():
     labels = np.arange(3000) % 3
-    found = [tuple(i) for seed in range(4) for _, _, i in _labelled(labels, [.1], 4, seed)]
+    found = [tuple(i) for seed in range(4) for _, _, i in labelled_subsets(labels, [.1], 4, seed)]
     assert len(set(found)) == 16        # seed 0, draw 1 is not seed 1, draw 0
 
 
@@ -85,7 +79,6 @@ def test_columns_rows_and_order(curve):
 @pytest.mark.parametrize("on", ["test", "val", "val+test"])
 @pytest.mark.parametrize("classes", [2, 5])
 def test_with_all_labels_it_is_the_probe_of_evaluate(on, classes):
-    from medstrat.evaluation.protocol import scored_split
     splits = {s: make(n, classes=classes, seed=i, shift=.7) for i, (s, n) in enumerate(dict(train=300, val=70, test=90).items())}
     m = evaluate(splits, n_clusters=1, on=on).metrics
     last = label_efficiency(splits["train"], scored_split(splits, on), fractions=[1]).iloc[-1]
@@ -124,7 +117,7 @@ def test_more_labels_help_and_shuffled_ones_do_not(pair, curve):
 def test_all_training_images_standardise():
     "Two labelled images that agree in a dimension would give it no spread at all"
     train, test = make(400, classes=2), make(200, classes=2, seed=1)
-    i = next(i for _, _, i in _labelled(train.labels, [.001], 1, 0))
+    i = next(i for _, _, i in labelled_subsets(train.labels, [.001], 1, 0))
     x = (train.embedding - train.embedding.mean(0)) / train.embedding.std(0)
     z = (test.embedding - train.embedding.mean(0)) / train.embedding.std(0)
     a, b = (x[i[train.labels[i] == c]][0] for c in (0, 1))
@@ -249,84 +242,3 @@ def test_methods_may_have_different_fractions(curve):
 def test_the_picture_refuses(draw, words, curve):
     with pytest.raises(ValueError) as e: draw(curve)
     assert words in str(e.value) and not plt.get_fignums()
-
-
-# --- runs --------------------------------------------------------------------------------------
-
-def save(path, labels=lambda n: np.arange(n) % 2):
-    np.savez(path, **{f"{s}_{k}": v for i, (s, n) in enumerate(dict(train=60, val=20, test=30).items())
-                      for k, v in dict(images=images(n, seed=i)[..., 0], labels=labels(n)).items()})
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory):
-    "Two seeds of one method and one run of another, on the same stripes"
-    out = tmp_path_factory.mktemp("runs")
-    stripes = save(tmp_path_factory.mktemp("data") / "stripes.npz")
-    made = [start_run("vaesim", stripes, seed, out=out, **SMALL) for seed in (0, 1)]
-    made.append(start_run("pca_kmeans", stripes, 0, on="val+test", out=out, **{k: v for k, v in SMALL.items() if k not in ("channels", "epochs", "batch_size")}))
-    for run in made: finish(run)
-    return out, made
-
-
-def test_a_run_records_its_curve(recorded):
-    for run in recorded[1]:
-        record = json.loads((run.folder / "run.json").read_text())
-        pd.testing.assert_frame_equal(pd.read_csv(run.folder / "label_efficiency.csv"), run.label_efficiency)
-        assert run.label_efficiency.accuracy.iloc[-1] == record["metrics"]["probe_accuracy"]
-        assert record["seconds"]["label_efficiency"] >= 0 and {"evaluate", "fit"} <= set(record["seconds"])
-        assert run.label_efficiency.n_labels.tolist() == [n for f, n in zip(FRACTIONS, (2, 4, 6, 12, 30, 60), strict=True) for _ in range(10 if f < 1 else 1)]
-
-
-def test_the_seed_of_a_run_picks_its_images(recorded):
-    a, b, _ = (run.label_efficiency for run in recorded[1])
-    again = label_efficiency(*(recorded[1][1].encoded[s] for s in ("train", "test")), seed=1)
-    pd.testing.assert_frame_equal(b, again)
-    assert (a.accuracy != b.accuracy).any()
-
-
-def test_reading_curves(recorded, tmp_path):
-    out, made = recorded
-    curves, table = read_label_efficiency(out, settings=["latent_dim"]), read_runs(out, settings=["latent_dim"])
-    assert len(curves) == 3 * 51 and set(curves.folder) == {str(r.folder) for r in made}
-    for facts in ("model", "dataset", "preset", "seed", "protocol", "interrupted", "parameters", "scored_on", "majority_rate", "latent_dim"):
-        assert curves.groupby("folder")[facts].first().to_dict() == table.set_index("folder")[facts].to_dict(), facts
-    assert curves.n_labels.dtype == int and curves.interrupted.dtype == bool
-    summary = summarise_label_efficiency(curves[curves.model == "VAESim"])
-    assert summary.n.tolist() == [20] * 5 + [2]
-    with pytest.raises(ValueError, match="differ in model"): summarise_label_efficiency(curves)
-    legible(plot_label_efficiency(dict(list(curves.groupby("model"))), majority_rate=curves.majority_rate[0]))
-    assert read_label_efficiency(tmp_path).empty
-    with pytest.raises(ValueError, match="no label-efficiency curves"): summarise_label_efficiency(read_label_efficiency(tmp_path))
-
-
-def test_runs_without_a_curve_and_unfinished_ones_are_left_out(recorded, tmp_path):
-    import shutil
-    for i, run in enumerate(recorded[1][:2]): shutil.copytree(run.folder, tmp_path / f"run{i}")
-    shutil.copytree(recorded[1][0].folder, tmp_path / ".run2-x.partial")
-    (tmp_path / "run0" / "label_efficiency.csv").unlink()       # as the runs recorded before there were curves
-    assert len(read_runs(tmp_path)) == 2
-    assert read_label_efficiency(tmp_path).folder.unique().tolist() == [str(tmp_path / "run1")]
-
-
-def test_a_curve_that_fails_does_not_cost_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "label_efficiency", lambda *a, **k: 1 / 0)
-    finish(start_run("vaesim", save(tmp_path / "stripes.npz"), out=tmp_path / "out", **SMALL))
-    assert len(read_runs(tmp_path / "out")) == 1 and read_label_efficiency(tmp_path / "out").empty
-
-
-def test_an_interrupted_fit_still_gets_its_curve(tmp_path):
-    with pytest.warns(UserWarning, match="interrupted"):
-        run = start_run("vaesim", save(tmp_path / "stripes.npz"), out=tmp_path / "out", **{**SMALL, "epochs": 9}, trainer_options=dict(callbacks=[interrupt(2)]))
-    finish(run)
-    curves = read_label_efficiency(tmp_path / "out")
-    assert len(curves) == 51 and curves.interrupted.all()
-    with pytest.raises(ValueError, match="interrupted"): summarise_label_efficiency(curves)
-
-
-def test_one_class_has_no_curve(tmp_path):
-    run = start_run("vaesim", save(tmp_path / "one.npz", labels=lambda n: np.zeros(n, int)), out=tmp_path / "out", **SMALL)
-    folder = finish(run)
-    assert run.label_efficiency is None and not (folder / "label_efficiency.csv").exists()
-    assert "label_efficiency" not in run.record["seconds"] and len(read_runs(tmp_path / "out")) == 1 and read_label_efficiency(tmp_path / "out").empty
