@@ -1,0 +1,87 @@
+"Presets: every value in the tables is possible and has a source; chains, data sets, what is given."
+import json
+from dataclasses import dataclass
+from typing import get_type_hints
+
+import pytest
+from conftest import ALL, METHODS
+
+from medstrat.data.images import ImageSet
+from medstrat.training.fitting import Fit
+from medstrat.training.parameters import Positive, check_value, param
+from medstrat.training.presets import CHAINS, Value, lookup, resolve
+from medstrat.training.registry import get_method, list_methods
+
+
+def _all_values():
+    for cls in dict.fromkeys(c for m in list_methods() for c in m.__mro__ if "presets" in vars(c)):   # in an order that is the same in all processes
+        for preset, sets in vars(cls)["presets"].items():
+            for dataset, table in sets.items():
+                for name, value in table.items(): yield pytest.param(cls, preset, dataset, name, value, id=f"{cls.__name__}-{preset}-{dataset}-{name}")
+
+
+@pytest.mark.parametrize("cls, preset, dataset, name, value", list(_all_values()))
+def test_every_preset_value_is_possible_and_has_a_source(cls, preset, dataset, name, value):
+    assert preset in ("paper", "released", "best", "ours") and isinstance(value.source, str) and value.source.strip()
+    users = [m for m in list_methods() if issubclass(m, cls)]
+    assert all(name in m.__dataclass_fields__ for m in users), f"{name} is no parameter"
+    for m in users:
+        if value.value is not None: assert check_value(name, value.value, get_type_hints(m, include_extras=True)[name]) == value.value
+
+
+@pytest.mark.parametrize("preset", ["paper", "released", "best"])
+@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("dataset", ["*", "pneumoniamnist", "mnist", "digits", "brats", "fundus_glaucoma_128", "unheard of"])
+def test_a_preset_settles_every_parameter(method, preset, dataset):
+    "To values that go together, with a source, and of a kind that a file can hold"
+    cls = get_method(method)
+    s, origin = resolve(cls(preset=preset), dataset)
+    if method in METHODS: cls.method.check(s)   # the others need a condition, or a file of weights
+    assert json.loads(json.dumps(vars(s)))
+    may_be_none = {"image_size", "patience", "random_state", "checkpoint_dir", "trainer_options", "encoder", "decoder", "sigma", "condition", "encoder_activation", "pretrained", "cache_dir"}
+    assert {k for k, v in vars(s).items() if v is None} <= may_be_none
+    assert set(origin) == set(vars(s)) and all(origin.values()) and not [k for k, source in origin.items() if source == "not set" and vars(s)[k] is not None]
+
+
+def test_the_chain_of_presets():
+    cls = get_method("vaesim")
+    assert lookup(cls, "n_clusters", "paper", "*") == (40, "released: K")                    # not printed: from the code
+    assert lookup(cls, "latent_dim", "released", "*")[1].startswith("paper")                 # not in the code's table: from the paper
+    assert lookup(cls, "kmeans_at", "paper", "*")[1].startswith("ours") and lookup(cls, "hidden", "paper", "*")[1].startswith("ours")
+    assert lookup(cls, "similarity", "paper", "*")[0] == "cosine" and lookup(cls, "similarity", "released", "*")[0] == "dot"
+    assert lookup(cls, "epochs", "released", "pneumoniamnist")[0] == 60 and lookup(cls, "epochs", "released", "mnist")[0] == 20
+    assert lookup(cls, "channels", "paper", "pneumoniamnist")[0] == (128, 256, 384)
+    assert lookup(cls, "no such", "best", "*") == (None, "not set")
+    with pytest.raises(ValueError, match="paper"): lookup(cls, "lr", "papr", "*")
+    assert CHAINS["best"][0] == "best" and all(c[-1] == "ours" for c in CHAINS.values())
+
+
+def test_what_is_given_beats_the_preset():
+    s, origin = resolve(get_method("vaesim")(lr=0.5, latent_dim=7), "*")
+    assert (s.lr, s.latent_dim) == (0.5, 7) and origin["lr"] == origin["latent_dim"] == "given" and origin["beta"] != "given"
+
+
+def test_the_preset_follows_the_name_of_the_set(X, monkeypatch):
+    cls = get_method("vaesim")
+    monkeypatch.setattr(Fit, "follow", lambda *a: None); monkeypatch.setattr(cls, "_finish", lambda *a: None)
+    a = cls(preset="released", image_size=16, verbose=False)
+    assert a.fit(ImageSet(X, name="pneumoniamnist/train")).settings_.epochs == 60 and a.fit(ImageSet(X, name="mnist/train")).settings_.epochs == 20
+    assert a.fit(X).settings_.epochs == 20
+
+
+@dataclass(kw_only=True)
+class Own:
+    preset: str = param("where values left at None come from", "origin", "best")
+    lr: Positive | None = param("learning rate", "training")
+    verbose: bool = param("show a progress bar", "machine", True)
+    presets = dict(ours={"*": dict(lr=Value(-1, "a misprint"))})
+
+
+def test_values_of_a_table_are_checked_too():
+    with pytest.raises(ValueError, match="lr=-1"): resolve(Own())
+    with pytest.raises(ValueError, match="unknown preset 'bestt'.*best"): resolve(Own(preset="bestt"))
+
+
+def test_where_values_come_from():
+    assert resolve(Own(lr=1, verbose=False))[1] == dict(preset="default", lr="given", verbose="given")
+    assert resolve(Own(lr=1, preset="paper", verbose=True))[1] == dict(preset="given", lr="given", verbose="default")
