@@ -18,7 +18,6 @@ from torch import nn
 from medstrat.data.images import ImageSet
 from medstrat.training.fitting import Fit
 from medstrat.training.phases import NonFiniteLoss
-from medstrat.training.batches import ImageBatches, train_loader
 from medstrat.training.saving import load_model, read_tensors, write_tensors
 
 
@@ -117,25 +116,6 @@ def test_another_shape_is_refused(X):
         with pytest.raises(ValueError, match=r"\(16, 16, 1\)"): clone(a).fit(X, validation=other)
 
 
-# ---- batches
-
-@pytest.mark.parametrize("n, batch, world", [(10, 4, 1), (9, 4, 1), (1, 4, 1), (5, 1, 1), (10, 4, 3), (7, 3, 2), (8, 100, 1)])
-def test_batches_hold_each_image_once(n, batch, world):
-    x = ImageBatches(images(n, 8))
-    seen, steps = [], set()
-    for rank in range(world):
-        loader = train_loader(x, batch, 3, lambda: 0, rank=rank, world=world)
-        parts = [b["index"].numpy() for b in loader]
-        assert len(parts) == len(loader.batch_sampler)
-        assert all(len(p) <= batch + 1 for p in parts) and (batch == 1 or len(parts) == 1 or min(map(len, parts)) > 1)
-        seen += parts; steps.add(len(parts))
-    assert len(steps) == 1, "a rank with fewer steps lets the others wait for ever"
-    seen = np.concatenate(seen)
-    assert set(seen) == set(range(n)) and len(seen) - n < world
-    again = np.concatenate([b["index"].numpy() for b in train_loader(x, batch, 3, lambda: 1)])
-    assert n < 5 or world > 1 or not (again == seen).all()    # another epoch, another order
-
-
 # ---- repeatability
 
 
@@ -159,12 +139,6 @@ def test_what_is_not_ours_is_left_alone(X):
     before, floats = state(), (X / 255).astype(np.float32)
     tiny().fit(floats)
     assert state() == before and (floats == (X / 255).astype(np.float32)).all()
-
-
-def test_workers_read_the_same_batches(X):
-    assert same_weights(tiny(num_workers=1, epochs=1).fit(X), tiny(epochs=1).fit(X))
-    loader = train_loader(ImageBatches(X), 4, 0, int, num_workers=1)
-    pickle.dumps(loader.collate_fn)      # where processes are spawned (macOS, Windows), it travels
 
 
 # ---- engine

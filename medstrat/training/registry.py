@@ -23,7 +23,8 @@ def type_text(hint) -> str:
     if get_origin(hint) is Literal: return " | ".join(map(repr, get_args(hint)))
     if get_origin(hint) is Annotated: return type_text(get_args(hint)[0])
     parts = [type_text(h) for h in get_args(hint) if h not in (type(None), Ellipsis)]
-    if get_origin(hint) in (tuple, dict): return f"{get_origin(hint).__name__} of {', '.join(parts)}"
+    outer = get_origin(hint)
+    if outer in (tuple, dict): return f"{outer.__name__} of {', '.join(parts)}"
     return " | ".join(parts) if parts else getattr(hint, "__name__", str(hint))
 
 # %% ../../nbs/03_training/02_registry.ipynb #de44a747
