@@ -82,7 +82,7 @@ class Network(nn.Module):
         raise AttributeError("it has no distribution to draw from")
 
     def prepare(self, images: np.ndarray, engine) -> np.ndarray:
-        "What is computed once for all images (N,H,W,C): a frozen network's features. Here: nothing."
+        "What is computed once for all images (N,H,W,C): features, if frozen. Here: nothing."
         return images
 
     def start(self):

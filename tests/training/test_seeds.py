@@ -1,6 +1,7 @@
 "Seeds of any size, and mixtures of them."
 import numpy as np
 import pytest
+from conftest import images, same_weights, tiny
 
 from medstrat.training.seeds import mix_seed, seed32
 
@@ -24,3 +25,12 @@ def test_recorded_runs_stay_repeatable():
 
 
 SEEDS = (3466196061, 2968811710, 3466196061, 3618673715)
+
+
+@pytest.mark.parametrize("seed", [20250101123000, 2**63, np.uint64(2**64 - 1), 10**30])
+@pytest.mark.parametrize("method", ["VAESim", "AE + k-means", "VaDE", "DEC", "PCA + k-means"])
+def test_large_seeds(method, seed):
+    model = tiny(method, random_state=seed).fit(images())
+    assert model.random_state_ == seed32(seed) < 2**32
+    again = tiny(method, random_state=model.random_state_).fit(images())
+    assert same_weights(model, again)
