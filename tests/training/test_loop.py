@@ -8,10 +8,13 @@ import pandas as pd
 import pytest
 import torch
 from conftest import images, same_weights, tiny
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from sklearn.base import clone
 from torch import nn
 
-from medstrat.training.phases import NonFiniteLoss
+from medstrat.training.batches import ImageBatches
+from medstrat.training.loop import PhaseModule, make_trainer, run_phase
+from medstrat.training.phases import NonFiniteLoss, Phase
 
 
 def noise(n=30): return np.random.default_rng(1).integers(0, 256, (n, 16, 16), dtype=np.uint8)   # as validation images: learning stripes makes them worse sooner or later
@@ -155,3 +158,58 @@ def test_trainer_options_reach_the_trainer(X):
     tiny(epochs=1, trainer_options=options).fit(X)
     assert spy.value == 0.25 and options["callbacks"] == [spy]
     with pytest.raises(TypeError, match="gradient_clip"): tiny(epochs=1, trainer_options=dict(gradient_clip=1)).fit(X)
+
+
+# ---- one phase
+
+class Brightness(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 1)
+
+    def loss(self, batch, at):
+        error = self.layer(batch.x.flatten(1)).squeeze(1) - batch.x.mean((1, 2, 3))
+        return dict(loss=error.square().mean(), error=error.abs().mean())
+
+
+def small(): return np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
+
+
+def test_what_a_loss_sees():
+    seen = []
+    module = PhaseModule(Brightness(), Phase("look", 2, lambda batch, at: seen.append((batch, at)), memory="a memory"), seed=0, steps=8)
+    module.loss(ImageBatches(small(), labels=np.arange(64), covariates=np.ones((64, 2), np.float32)).__getitems__([5, 3]))
+    (batch, at), = seen
+    assert batch.x.shape == (2, 1, 8, 8) and batch.told.covariates.tolist() == [[1, 1], [1, 1]] and batch.told.assignments is None
+    assert (at.epoch, at.epochs, at.step, at.steps, at.progress, at.memory) == (0, 2, 0, 8, 0, "a memory")
+
+
+def test_a_phase_without_a_loss_is_refused():
+    with pytest.raises(TypeError, match="the phase 'nothing' has no loss"): run_phase(Brightness(), Phase("nothing", 1), ImageBatches(small()), rows=[], seed=0, batch_size=16, accelerator="cpu")
+
+
+def test_the_callers_random_numbers_are_left_alone():
+    net = Brightness()
+    torch.manual_seed(3); a = torch.rand(1)
+    torch.manual_seed(3); run_phase(net, Phase("fit", 1, net.loss), ImageBatches(small()), rows=[], seed=0, batch_size=16, accelerator="cpu")
+    assert torch.rand(1) == a
+
+
+def test_what_was_frozen_can_learn_again_after_a_nan():
+    net = Brightness()
+    def broken(batch, at): return dict(loss=net.loss(batch, at)["loss"] * torch.nan)
+    net.other = nn.Linear(2, 2)
+    with pytest.raises(NonFiniteLoss): run_phase(net, Phase("fit", 1, broken, learns=("layer",)), ImageBatches(small()), rows=[], seed=0, batch_size=16, accelerator="cpu")
+    assert all(p.requires_grad for p in net.parameters())
+
+
+@pytest.mark.parametrize("options", [dict(devices=1), dict(devices="1"), dict(devices=1, plugins=LightningEnvironment())])
+def test_a_trainer_stands_alone(options, monkeypatch):
+    monkeypatch.setenv("PL_TRAINER_MAX_EPOCHS", "7")
+    trainer = make_trainer(options, accelerator="cpu", logger=False, max_epochs=3, enable_checkpointing=False)
+    assert trainer.max_epochs == 3 and trainer.world_size == 1
+
+
+def test_a_trainer_takes_the_users_strategy():
+    trainer = make_trainer(dict(strategy="ddp"), accelerator="cpu", devices=1, logger=False)
+    assert type(trainer.strategy).__name__ == "DDPStrategy"
