@@ -5,7 +5,16 @@ import pytest
 import torch
 from conftest import images, tiny
 
-from medstrat.training.saving import load_model, read_tensors, write_tensors
+from medstrat.training import saving
+from medstrat.training.saving import (
+    FORMAT,
+    as_now,
+    load_model,
+    read_header,
+    read_tensors,
+    tensors_digest,
+    write_tensors,
+)
 
 
 @pytest.mark.parametrize("more", [dict(random_state=np.int64(4)), dict(random_state=np.random.RandomState(1)), dict(random_state=None), dict(n_clusters=np.int64(4)),
@@ -76,3 +85,32 @@ def test_a_failed_save_leaves_the_old_file(fitted, tmp_path, monkeypatch):
     monkeypatch.setattr(type(path), "write_bytes", full)
     with pytest.raises(OSError): fitted["VAE + k-means"].save(path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_there_and_back_again(fitted, tmp_path):
+    a = fitted["VAE + k-means"]
+    a.save(tmp_path / "a"); b = load_model(tmp_path / "a", type(a)); b.save(tmp_path / "b")
+    header = read_header(tmp_path / "a")
+    assert read_header(tmp_path / "b") == header and (b.labels_ == a.labels_).all() and b.provenance_ == a.provenance_ and b.provenance_["epochs"] == "given"
+    assert b.checkpoint_ is None and b.found_ == {} and b.channels == (4, 8)
+    with pytest.raises(ValueError, match="holds a 'VAE . k-means', not a 'VAESim'. Use load_model"): load_model(tmp_path / "a", type(fitted["VAESim"]))
+
+
+def test_a_file_of_the_present_format_is_taken_as_it_is():
+    header, tensors = dict(format=FORMAT, method="transfer", settings=dict(n_clusters=2)), {"labels_": 0}
+    now, kept = as_now(header, tensors)
+    assert now is header and kept is tensors
+
+
+def test_the_header_may_not_grow_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "LARGEST", 200)
+    with pytest.raises(ValueError, match="would have 12. characters, more than a file may hold .100.. Shorten the history_"):
+        write_tensors(tmp_path / "m", dict(w=torch.ones(2)), dict(format=FORMAT, rows=["x" * 98]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_counts_is_in_the_digest():
+    two = dict(a=torch.ones(2), b=torch.zeros(2))
+    other = (dict(a=two["b"], b=two["a"]), dict(two, a=two["a"].double()), dict(two, a=two["a"][None]), dict(a=two["a"]), dict(two, c=torch.zeros(0)))
+    assert len({tensors_digest(t, "") for t in (two, *other)} | {tensors_digest(two, "text")}) == 7
+    assert tensors_digest(dict(reversed(two.items())), "") == tensors_digest(two, "")
