@@ -273,7 +273,7 @@ def run_phase(
                           num_workers, trainer.global_rank, trainer.world_size)
     held = None
     if validation is not None: held = train_loader(validation, batch_size, seed, lambda: 0)
-    steps = phase.epochs * len(loader.batch_sampler)
+    steps = phase.epochs * len(loader)
     module = PhaseModule(net, phase, seed, steps, channels_last, fit)
     _train(trainer, module, (loader, held), keeper, resume)
     if keeper.best is not None: net.load_state_dict(keeper.best)

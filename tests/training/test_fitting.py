@@ -1,5 +1,7 @@
 "A fit: kinds and sizes of images, seeds, values that are refused in time, interrupted trainings that end as if they had not been."
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,8 +9,22 @@ import torch
 from conftest import images, interrupt, same_weights, tiny
 from sklearn.base import clone
 
+from medstrat.data.hashing import seal
 from medstrat.data.images import ImageSet
-from medstrat.training.fitting import Fit
+from medstrat.training.batches import ImageBatches
+from medstrat.training.checkpoints import read_checkpoint
+from medstrat.training.fitting import (
+    CommonParameters,
+    Fit,
+    fingerprint,
+    set_name,
+    settle_seed,
+    sized,
+    take_condition,
+    whole_seed,
+)
+from medstrat.training.method import Network
+from medstrat.training.parameters import Settings
 
 
 def history(a): return a.history_.drop(columns="seconds")
@@ -119,7 +135,7 @@ def test_resumed_training_equals_the_uninterrupted_one(case, stop, X, tmp_path):
     method, more = case.partition(",")[0], dict(epochs=5, **RESUMED[case])
     validation = images(20, seed=1)
     whole = tiny(method, **more).fit(X, validation=validation)
-    with pytest.warns(UserWarning, match="interrupted"):
+    with pytest.warns(UserWarning, match="interrupted in phase .train., epoch [1-4]; .*resume="):
         tiny(method, **more, checkpoint_dir=tmp_path, trainer_options=dict(callbacks=[interrupt(stop)])).fit(X, validation=validation)
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
     a = tiny(method, **more).fit(X, validation=validation, resume=tmp_path / "last.ckpt")
@@ -140,3 +156,50 @@ def test_folders_are_tried_before_the_training(tmp_path):
         model = tiny(method, **{name: tmp_path / "file"})
         with pytest.raises(ValueError, match=f"{name}=.*file"): model.fit(images())
         assert not hasattr(model, "history_")
+
+
+# ---- its parts
+
+def test_names_and_sizes(X):
+    digits = ImageSet(X, name="digits/train")
+    assert (set_name(digits), set_name(X), set_name(ImageSet(X, name="mnist"))) == ("digits", "*", "mnist")
+    assert sized(X, None).shape == sized(X, 16).shape == (60, 16, 16, 1) and sized(X, 12).shape == (60, 12, 12, 1)
+
+
+def test_seeds():
+    s = Settings(random_state=None, trainer_options=None)
+    assert whole_seed(np.random.RandomState(5)) == whole_seed(np.random.RandomState(5)) and whole_seed(10**30) < 2**32
+    with pytest.raises(ValueError, match="several devices"): settle_seed(s.but(trainer_options=dict(devices=2)), None)
+    assert settle_seed(s.but(trainer_options=dict(devices=2), random_state=7), None) == 7
+    with pytest.raises(ValueError, match="random_state='today' cannot be used"): whole_seed("today")
+
+
+def test_what_the_decoder_is_told(X):
+    class Told: name, method = "told", type("ToldNetwork", (Network,), dict(conditional=True))
+    class Untold: name, method = "untold", Network
+    scans = ImageSet(X[:6], dict(scanner=["A", "B", "A", "B", "B", "B"]))
+    none = Settings(condition=None)
+    assert take_condition(Told, None, none, scans, 6, None) == take_condition(Untold, None, none, scans, 6, None) == (None, None, None)
+    covariates, codes, held = take_condition(Told, "scanner", none, scans, 6, None)
+    assert codes.tolist() == [[1, 0], [0, 1], [1, 0], [0, 1], [0, 1], [0, 1]] and held is None and covariates.names == ["scanner"]
+    with pytest.raises(ValueError, match="untold has no decoder that a condition could be told. Leave out condition=…"): take_condition(Untold, "scanner", none, scans, 6, None)
+    with pytest.raises(ValueError, match="validation images need the condition's columns"): take_condition(Told, "scanner", none, scans, 6, scans.images)
+
+
+def test_what_a_checkpoint_holds(X, tmp_path):
+    a = tiny(checkpoint_dir=tmp_path).fit(X)
+    kept = read_checkpoint(a.checkpoint_)["medstrat"]
+    assert {"method", "n", "shape", "images", "condition", "labels", "seed", "settings", "found", "memory", "n_clusters", "phase", "rows", "step"} == set(kept)
+    assert not {"accelerator", "verbose", "checkpoint_dir", "random_state", "encoder"} & set(json.loads(kept["settings"])) and json.loads(kept["settings"])["epochs"] == 2
+    state = torch.load(a.checkpoint_, weights_only=True)
+    del state["medstrat"]["found"]
+    torch.save(state, a.checkpoint_); seal(a.checkpoint_)
+    with pytest.raises(ValueError, match="written by an earlier version of medstrat"): tiny().fit(X, resume=a.checkpoint_)
+
+
+def test_the_images_of_a_training_are_known(X):
+    "By 64 of them, and by how many they are"
+    class Simple(CommonParameters): name = "simple"
+    net, s = Network(Settings(), (16, 16, 1), 2), Settings(random_state=0, lr=1.0)
+    prints = [fingerprint(Simple(), net, s, ImageBatches(x, labels=y)) for x, y in ((X, None), (X[:59], None), (255 - X, None), (X, np.arange(60)))]
+    assert len({json.dumps(p) for p in prints}) == 4 and prints[0]["labels"] is None
