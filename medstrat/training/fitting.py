@@ -13,7 +13,7 @@ import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -62,16 +62,13 @@ class CommonParameters:
         "further keywords of Lightning's Trainer (devices, strategy, logger, …)", "machine")
     verbose: bool = param("show a progress bar", "machine", True)
 
-    presets: ClassVar[dict] = {}
-
-# %% ../../nbs/03_training/13_fitting.ipynb #040999b9
-CommonParameters.presets = dict(ours={"*": dict(
-    epochs=Value(40, "enough for the losses to level off on the sets in this book"),
-    batch_size=Value(128, "usual for networks of this size"),
-    lr=Value(1e-3, "Adam's default"),
-    lr_schedule=Value("constant", "simplest"),
-    lr_drop=Value(0.2, "ours"),
-    lr_drop_every=Value(20, "ours"))})
+    presets = dict(ours={"*": dict(
+        epochs=Value(40, "enough for the losses to level off on the sets in this book"),
+        batch_size=Value(128, "usual for networks of this size"),
+        lr=Value(1e-3, "Adam's default"),
+        lr_schedule=Value("constant", "simplest"),
+        lr_drop=Value(0.2, "ours"),
+        lr_drop_every=Value(20, "ours"))})
 
 # %% ../../nbs/03_training/13_fitting.ipynb #650741a0
 def sized(X, size: int | None) -> np.ndarray:  # (N,H,W,C)
