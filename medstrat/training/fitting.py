@@ -18,16 +18,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ..vae.covariates import Covariates, condition_table, rows_for
 from ..data.arrays import as_images, resize
+from .batches import ImageBatches
 from .checkpoints import read_checkpoint, usable_folder, what_differs
 from .inference import Engine, assign, embed, encode, over_images
 from .method import build
-from .batches import ImageBatches
-from .phases import Block, NonFiniteLoss, Phase, Step
 from .parameters import Count, Epochs, Positive, Settings, Share, param, parameters
+from .phases import Block, NonFiniteLoss, Phase, Step
 from .presets import Value, resolve
 from .seeds import seed32
+from ..vae.covariates import Covariates, condition_table, rows_for
 
 # %% ../../nbs/03_training/13_fitting.ipynb #28e5c08f
 @dataclass(kw_only=True, repr=False, eq=False)
@@ -184,7 +184,7 @@ def warn_interrupted(fit, phase: Phase):
 # %% ../../nbs/03_training/13_fitting.ipynb #ffac1fb6
 def train_phase(fit, phase: Phase, resume=None):
     "Train one phase through Lightning, unless the fit was interrupted."
-    from medstrat.training.loop import run_phase   # it takes Lightning a second to be imported
+    from medstrat.training.loop import run_phase  # it takes Lightning a second to be imported
     if fit.interrupted or phase.epochs == 0: return
     s, folder = fit.s, fit.s.checkpoint_dir
     path = None if folder is None else Path(folder) / "last.ckpt"

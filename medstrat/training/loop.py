@@ -18,9 +18,9 @@ from pytorch_lightning.plugins.environments import ClusterEnvironment, Lightning
 from tqdm import tqdm
 
 from ..data.hashing import seal
+from .batches import ImageBatches, train_loader
 from .isolation import orderly_signals, quiet_lightning
 from .method import Batch, Told
-from .batches import ImageBatches, train_loader
 from .phases import ADVICE, Moment, NonFiniteLoss, Phase, check_finite
 from .seeds import mix_seed
 from ..vae.networks import to_network

@@ -18,11 +18,11 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from .. import __version__
-from ..vae.covariates import Covariates
 from .isolation import isolated
 from .method import build
 from .parameters import RENAMED, Settings, parameters
 from .registry import get_method
+from ..vae.covariates import Covariates
 
 # %% ../../nbs/03_training/12_saving.ipynb #165c719e
 def tensors_digest(tensors: dict, text: str) -> str:
