@@ -28,7 +28,7 @@ class Moment:
     memory: Any = None     # what the phase remembers about the training images
 
 # %% ../../nbs/03_training/04_phases.ipynb #d001dd4e
-def course(s) -> dict:  # keywords of `Phase`: lr, lr_factor
+def course(s) -> dict:  # keywords of a Phase: lr, lr_factor
     "The learning rate and its course, from settings (lr, lr_schedule, lr_drop, lr_drop_every)."
     factor = lambda at: learning_rate_factor(s.lr_schedule, at, s.lr_drop_every, s.lr_drop)
     return dict(lr=s.lr, lr_factor=factor)
