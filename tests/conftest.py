@@ -61,10 +61,10 @@ def images(n=60, side=16, seed=0, channels=1, width=None):
     return x.astype(np.uint8)
 
 
-def four_kinds():
-    "Four kinds of images that any method should separate: (80,16,16,1) uint8 with one bright quarter, and which"
-    y = np.arange(80) % 4
-    x = np.random.default_rng(0).integers(0, 60, (80, 16, 16, 1))
+def four_kinds(n=80):
+    "Four kinds of images that any method should separate: (n,16,16,1) uint8 with one bright quarter, and which"
+    y = np.arange(n) % 4
+    x = np.random.default_rng(0).integers(0, 60, (n, 16, 16, 1))
     for i, k in enumerate(y): x[i, 8 * (k // 2):8 * (k // 2) + 8, 8 * (k % 2):8 * (k % 2) + 8] += 180
     return x.astype(np.uint8), y
 
@@ -174,14 +174,6 @@ def changed_parts(a, b):
     "The sub-modules in which two models differ; what is only measured does not count"
     one, two = weights(a), weights(b)
     return {k.partition(".")[0] for k in one if not one[k].equal(two[k]) and "spread" not in k}
-
-
-def four_kinds(n=80):
-    "Images (n,16,16,1) with one bright quarter, and which"
-    y = np.arange(n) % 4
-    x = np.random.default_rng(0).integers(0, 60, (n, 16, 16, 1))
-    for i, k in enumerate(y): x[i, 8 * (k // 2):8 * (k // 2) + 8, 8 * (k % 2):8 * (k % 2) + 8] += 180
-    return x.astype(np.uint8), y
 
 
 def spied(*callbacks): return dict(trainer_options=dict(callbacks=list(callbacks)))

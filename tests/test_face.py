@@ -14,9 +14,6 @@ root = Path(__file__).parent.parent
 FACE = sorted(a.asname for n in ast.parse((root / "medstrat" / "__init__.pyi").read_text()).body if isinstance(n, ast.ImportFrom) for a in n.names)
 
 
-def python(code): return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-
-
 def test_the_face_is_small_and_whole():
     assert sorted(dir(medstrat)) == FACE and len(FACE) <= 45
     for name in ("VAESim", "load_dataset", "evaluate", "load_model", "ImageSet"): assert name in FACE
@@ -33,12 +30,6 @@ def test_each_name_is_documented(name):
 
 
 def test_every_method_is_on_the_face(): assert {m.__name__ for m in medstrat.list_methods()} <= set(FACE)
-
-
-def test_names_are_loaded_when_they_are_asked_for():
-    heavy = "('torch', 'sklearn', 'pytorch_lightning', 'matplotlib', 'pandas', 'numpy')"
-    assert python(f"import medstrat, sys; dir(medstrat); print([m for m in {heavy} if m in sys.modules])") == "[]"
-    assert python("import sys; from medstrat import VAESim; print([m for m in ('pytorch_lightning', 'matplotlib', 'kornia', 'timm', 'openTSNE') if m in sys.modules])") == "[]"
 
 
 def test_editors_complete_without_running_anything():

@@ -1,9 +1,7 @@
 "Importing is lazy: what is not used is not loaded."
-import medstrat
-import pytest
 from conftest import python
 
-from medstrat.methods.vaesim import VAESim
+HEAVY = "pytorch_lightning lightning_fabric matplotlib seaborn kornia torchvision timm openTSNE umap sklearn.cluster sklearn.mixture kneed papermill dask IPython nbformat typer PIL nibabel pydicom".split()
 
 
 def loaded(code, *names):
@@ -27,9 +25,23 @@ def test_importing_a_method_is_light():
     assert loaded(code, "pytorch_lightning", "lightning", "medmnist", "matplotlib.pyplot", "openTSNE", "papermill", "kneed", "timm", "huggingface_hub") == []
 
 
-def test_names_of_the_package():
-    assert medstrat.VAESim is VAESim and "VAESim" in dir(medstrat) and "load_dataset" in dir(medstrat)
-    for name in dir(medstrat): assert getattr(medstrat, name) is not None, name
-    with pytest.raises(AttributeError, match="no attribute 'VAESimm'"): _ = medstrat.VAESimm
-    with pytest.raises(ImportError): exec("from medstrat import VAESimm")
-    assert not hasattr(medstrat, "_labels")
+def test_importing_the_methods_loads_little():
+    assert loaded("from medstrat.training.registry import list_methods; list_methods()", *HEAVY) == []
+
+
+def test_kmeans_on_pixels_needs_no_lightning():
+    found = loaded("""
+import numpy as np
+from medstrat import PixelKMeans
+X = np.random.default_rng(0).integers(0, 256, (40, 16, 16), dtype=np.uint8)
+assert set(PixelKMeans(n_clusters=2, verbose=False).fit(X).predict(X)) == {0, 1}
+""", *HEAVY)
+    assert not {"pytorch_lightning", "lightning_fabric", "matplotlib", "torchvision"} & set(found)
+
+
+def test_a_training_does():
+    assert loaded("""
+import numpy as np
+from medstrat import AEKMeans
+AEKMeans(n_clusters=2, epochs=1, verbose=False, accelerator="cpu").fit(np.zeros((40, 16, 16), np.uint8))
+""", "pytorch_lightning")

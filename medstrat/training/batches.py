@@ -17,25 +17,34 @@ from .seeds import mix_seed
 
 # %% ../../nbs/03_training/05_batches.ipynb #f087f926
 class ImageBatches(Dataset):
-    "Images (N,H,W,C) by index; a batch is a dictionary with `images` (B,H,W,C), `index` (B,) and rows of whatever is `beside` them."
+    "Images (N,H,W,C), and rows that belong to them, by index."
     def __init__(self, images, **beside):   # covariates (N,m), labels (N,); None: there are none
         self.images, self.beside = images, {k: v for k, v in beside.items() if v is not None}
+
     def __len__(self): return len(self.images)
     def __getitem__(self, i): return self.__getitems__([i])
-    def __getitems__(self, indices):
+
+    def __getitems__(self, indices) -> dict:
+        "`images` (B,H,W,C), `index` (B,), and rows of whatever is `beside` them."
         index = np.asarray(indices)
         images = torch.from_numpy(np.ascontiguousarray(self.images[index]))
         rows = {k: torch.from_numpy(v[index]) for k, v in self.beside.items()}
         return dict(images=images, index=torch.from_numpy(index), **rows)
+
     def of(self, images):
         "Other images, or features, with the same rows beside them."
         return ImageBatches(images, **self.beside)
 
 # %% ../../nbs/03_training/05_batches.ipynb #063deb69
 class ShuffledBatches:
-    "Index batches for a DataLoader; `epoch` is a function that tells the present epoch."
-    def __init__(self, n, batch_size, seed, epoch, rank=0, world=1):
-        self.n, self.batch_size, self.seed, self.epoch, self.rank, self.world = n, batch_size, seed, epoch, rank, world
+    "Index batches for a DataLoader, in an order that depends on `seed` and `epoch()` alone."
+    def __init__(
+        self, n, batch_size, seed,
+        epoch,            # () → the present epoch
+        rank=0, world=1,  # number of this process, and how many there are
+    ):
+        self.n, self.batch_size, self.seed, self.epoch = n, batch_size, seed, epoch
+        self.rank, self.world = rank, world
 
     def __len__(self):
         n = math.ceil(self.n / self.world)
@@ -43,9 +52,9 @@ class ShuffledBatches:
 
     def __iter__(self):
         order = np.random.default_rng(mix_seed(self.seed, self.epoch())).permutation(self.n)
-        order = np.resize(order, math.ceil(self.n / self.world) * self.world)[self.rank::self.world]
+        shared = np.resize(order, math.ceil(self.n / self.world) * self.world)
         cuts = [i * self.batch_size for i in range(1, len(self))]
-        yield from np.split(order, cuts)
+        yield from np.split(shared[self.rank::self.world], cuts)
 
 # %% ../../nbs/03_training/05_batches.ipynb #67d9a657
 def train_loader(
@@ -53,11 +62,11 @@ def train_loader(
     epoch: Callable,      # () → the present epoch
     num_workers: int = 0, # processes that read batches
     rank: int = 0, world: int = 1,  # number of this process, and how many there are
-):
+) -> DataLoader:
     "A DataLoader whose batches are dictionaries, in an order fixed by `seed` and `epoch()`."
     batches = ShuffledBatches(len(data), batch_size, seed, epoch, rank, world)
-    # a generator of its own: the loader must not take a draw from the stream that the training's noise comes from
-    return DataLoader(data, batch_sampler=batches, collate_fn=_as_it_is, num_workers=num_workers,
-                      pin_memory=torch.cuda.is_available(), generator=torch.Generator())
+    return DataLoader(
+        data, batch_sampler=batches, collate_fn=_as_it_is, num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(), generator=torch.Generator())
 
 def _as_it_is(batch): return batch

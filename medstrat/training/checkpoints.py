@@ -17,18 +17,20 @@ from ..data.hashing import is_whole
 
 # %% ../../nbs/03_training/09_checkpoints.ipynb #660bdd62
 def read_checkpoint(path) -> dict:
-    "Read a checkpoint written by `fit`; anything else, and every damaged file, is refused by a ValueError that names it."
-    if not Path(path).exists(): raise FileNotFoundError(f"there is no checkpoint {str(path)!r} to resume from.")
-    what, give = f"{str(path)!r} is not a checkpoint written by `fit`", "Give the last.ckpt of a checkpoint_dir"
-    try:whole = is_whole(path)
+    "Read a checkpoint written by `fit`; a ValueError names whatever else, or damaged, is there."
+    if not Path(path).exists():
+        raise FileNotFoundError(f"there is no checkpoint {str(path)!r} to resume from.")
+    what = f"{str(path)!r} is not a checkpoint written by `fit`"
+    give = "Give the last.ckpt of a checkpoint_dir"
+    try: whole = is_whole(path)
     except OSError as e: raise ValueError(f"{what} ({type(e).__name__}). {give}.") from None
-    if not whole: raise ValueError(f"{what}, or it has been damaged since: its check sum is missing or wrong. "
-                                   f"{give}, undamaged, or train again.")
+    if not whole:
+        raise ValueError(f"{what}, or it has been damaged since: its check sum is missing or "
+                         f"wrong. {give}, undamaged, or train again.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         state["medstrat"]["seed"]
-    except Exception as e:
-        raise ValueError(f"{what} ({type(e).__name__}). {give}.") from None
+    except Exception as e: raise ValueError(f"{what} ({type(e).__name__}). {give}.") from None
     return state
 
 # %% ../../nbs/03_training/09_checkpoints.ipynb #157daccc
@@ -39,8 +41,8 @@ def usable_folder(folder, parameter: str):
         with tempfile.TemporaryFile(dir=folder): pass
     except (OSError, TypeError) as e:
         why = getattr(e, "strerror", None) or e
-        raise ValueError(f"{parameter}={str(folder)!r} cannot be used: nothing can be written there ({why}). "
-                         "Give a folder of yours, or None.") from None
+        raise ValueError(f"{parameter}={str(folder)!r} cannot be used: nothing can be written "
+                         f"there ({why}). Give a folder of yours, or None.") from None
 
 # %% ../../nbs/03_training/09_checkpoints.ipynb #b8805bcf
 _PLAIN = dict(
@@ -57,6 +59,5 @@ def what_differs(
     pairs = [(_PLAIN.get(k, k), saved.get(k), v) for k, v in now.items() if k != "settings"]
     a, b = (json.loads(f.get("settings") or "{}") for f in (saved, now))
     pairs += [(k, a.get(k, "not there"), b.get(k, "not there")) for k in dict.fromkeys([*b, *a])]
-    return [
-        f"{k} (saved: {reprlib.repr(x)}, given: {reprlib.repr(y)})" for k, x, y in pairs if x != y
-    ]
+    text = "{} (saved: {}, given: {})".format
+    return [text(k, reprlib.repr(x), reprlib.repr(y)) for k, x, y in pairs if x != y]

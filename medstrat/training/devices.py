@@ -10,10 +10,12 @@ import torch
 
 # %% ../../nbs/03_training/06_devices.ipynb #ce73ba74
 def pick_device(accelerator: str = "auto") -> torch.device:
-    "The device for inference: the accelerator PyTorch reports, or the CPU."
-    if accelerator != "cpu" and torch.accelerator.is_available(): return torch.accelerator.current_accelerator()
+    "The device for inference: the accelerator PyTorch reports, or the CPU. ValueError."
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator != "cpu" and found is not None: return found
     if accelerator not in ("auto", "cpu"):
-        raise ValueError(f"accelerator={accelerator!r}, but PyTorch finds none here. Use 'auto' or 'cpu'.")
+        raise ValueError(f"accelerator={accelerator!r}, but PyTorch finds none here. "
+                         "Use 'auto' or 'cpu'.")
     return torch.device("cpu")
 
 # %% ../../nbs/03_training/06_devices.ipynb #5a7a241a

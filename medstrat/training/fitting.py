@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CommonParameters', 'sized', 'checked', 'set_name', 'whole_seed', 'settle_seed', 'take_condition', 'fingerprint',
-           'Fit', 'check_folders', 'settle']
+           'go_back', 'checkpoint_state', 'warn_interrupted', 'train_phase', 'Fit', 'check_folders', 'settle']
 
 # %% ../../nbs/03_training/13_fitting.ipynb #ec343614
 import json
@@ -18,89 +18,72 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ..vae.covariates import Covariates, condition_table, rows_for
 from ..data.arrays import as_images, resize
+from .batches import ImageBatches
 from .checkpoints import read_checkpoint, usable_folder, what_differs
 from .inference import Engine, assign, embed, encode, over_images
 from .method import build
-from .batches import ImageBatches
-from .phases import Block, Phase, Step
 from .parameters import Count, Epochs, Positive, Settings, Share, param, parameters
+from .phases import Block, NonFiniteLoss, Phase, Step
 from .presets import Value, resolve
 from .seeds import seed32
+from ..vae.covariates import Covariates, condition_table, rows_for
 
 # %% ../../nbs/03_training/13_fitting.ipynb #28e5c08f
 @dataclass(kw_only=True, repr=False, eq=False)
 class CommonParameters:
     "What every method has."
     preset: Literal["paper", "released", "best"] = param(
-        "where parameters left at None come from", "origin", "best"
-    )
+        "where parameters left at None come from", "origin", "best")
     image_size: Count | None = param(
-        "images are resized to this side (pixels) once; None: as they are", "data"
-    )
+        "images are resized to this side (pixels) once; None: as they are", "data")
     epochs: Epochs | None = param(
-        "passes through the training images, of the main phase", "training"
-    )
+        "passes through the training images, of the main phase", "training")
     batch_size: Count | None = param("images a step", "engine")
     lr: Positive | None = param("learning rate", "training")
     lr_schedule: Literal["constant", "cosine", "step", "tenths"] | None = param(
-        "its course over a phase", "training"
-    )
+        "its course over a phase", "training")
     lr_drop: Share | None = param("step: what each drop multiplies the rate by", "training")
     lr_drop_every: Count | None = param("step: epochs between two drops", "training")
     patience: Count | None = param(
-        "with validation images: epochs without improvement before stopping", "engine"
-    )
+        "with validation images: epochs without improvement before stopping", "engine")
     random_state: Any = param(
-        "an int makes the run repeatable; None draws one and keeps it as random_state_", "seed"
-    )
+        "an int makes the run repeatable; None draws one and keeps it as random_state_", "seed")
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = param(
-        "where to compute", "machine", "auto"
-    )
+        "where to compute", "machine", "auto")
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = param(
         '"auto": bfloat16 where the processor multiplies it fast, else "32-true"', "engine", "auto")
     channels_last: bool = param("memory layout of the convolutions", "engine", True)
     num_workers: Epochs = param(
-        "processes that read batches; 0 is fastest for arrays in memory", "machine", 0
-    )
+        "processes that read batches; 0 is fastest for arrays in memory", "machine", 0)
     checkpoint_dir: Any = param(
-        "folder for last.ckpt, written after each epoch; None: no checkpoints", "machine"
-    )
+        "folder for last.ckpt, written after each epoch; None: no checkpoints", "machine")
     trainer_options: dict | None = param(
-        "further keywords of Lightning's Trainer (devices, strategy, logger, …)", "machine"
-    )
+        "further keywords of Lightning's Trainer (devices, strategy, logger, …)", "machine")
     verbose: bool = param("show a progress bar", "machine", True)
 
-# %% ../../nbs/03_training/13_fitting.ipynb #040999b9
-CommonParameters.presets = dict(
-    ours={
-        "*": dict(
-            epochs=Value(40, "enough for the losses to level off on the sets in this book"),
-            batch_size=Value(128, "usual for networks of this size"),
-            lr=Value(1e-3, "Adam's default"),
-            lr_schedule=Value("constant", "simplest"),
-            lr_drop=Value(0.2, "ours"),
-            lr_drop_every=Value(20, "ours"),
-        )
-    }
-)
+    presets = dict(ours={"*": dict(
+        epochs=Value(40, "enough for the losses to level off on the sets in this book"),
+        batch_size=Value(128, "usual for networks of this size"),
+        lr=Value(1e-3, "Adam's default"),
+        lr_schedule=Value("constant", "simplest"),
+        lr_drop=Value(0.2, "ours"),
+        lr_drop_every=Value(20, "ours"))})
 
 # %% ../../nbs/03_training/13_fitting.ipynb #650741a0
 def sized(X, size: int | None) -> np.ndarray:  # (N,H,W,C)
-    "Any kind of images, resized to the working size."
+    "Any kind of images, resized to the working size (pixels)."
     images = as_images(X)
     return images if size is None or images.shape[1:3] == (size, size) else resize(images, size)
 
 # %% ../../nbs/03_training/13_fitting.ipynb #1102db77
-def checked(X, size, shape: tuple, who: str) -> np.ndarray:
-    "Images for networks that were built for images of `shape`; ValueError where they have another."
+def checked(X, size: int | None, shape: tuple, who: str) -> np.ndarray:  # (N,H,W,C)
+    "Images for networks that were built for images of `shape`; ValueError for others."
     images = sized(X, size)
     if images.shape[1:] != tuple(shape):
-        raise ValueError(
-            f"{who} was fitted on images of shape (H,W,C) = {tuple(shape)}, but got {images.shape[1:]}. "
-            "Give images of that shape, or fit with image_size=… so that every image is resized to one size."
-        )
+        raise ValueError(f"{who} was fitted on images of shape (H,W,C) = {tuple(shape)}, but got "
+                         f"{images.shape[1:]}. Give images of that shape, or fit with image_size=… "
+                         "so that every image is resized to one size.")
     return images
 
 # %% ../../nbs/03_training/13_fitting.ipynb #b2484385
@@ -110,7 +93,7 @@ def set_name(X) -> str:
 
 # %% ../../nbs/03_training/13_fitting.ipynb #da231a38
 def whole_seed(random_state) -> int:
-    "A whole number from what scikit-learn takes as `random_state`."
+    "A whole number from what scikit-learn takes as `random_state`. ValueError."
     if random_state is None: return secrets.randbits(31)
     if isinstance(random_state, np.random.RandomState): return int(random_state.randint(2**31 - 1))
     try: return seed32(random_state)
@@ -120,13 +103,12 @@ def whole_seed(random_state) -> int:
 
 # %% ../../nbs/03_training/13_fitting.ipynb #1986ffac
 def settle_seed(s: Settings, resume) -> int:
-    "The seed of a fit: the one given, the one a checkpoint drew, or a new one."
+    "The seed of a fit: the one given, the one a checkpoint drew, or a new one. ValueError."
     given = s.random_state
     if given is None and resume is not None: given = read_checkpoint(resume)["medstrat"]["seed"]
     if given is None and (s.trainer_options or {}).get("devices", 1) != 1:
-        raise ValueError(
-            "training on several devices needs a random_state, so that all processes draw the same order of images."
-        )
+        raise ValueError("training on several devices needs a random_state, so that all processes "
+                         "draw the same order of images.")
     return whole_seed(given)
 
 # %% ../../nbs/03_training/13_fitting.ipynb #856e4e47
@@ -134,105 +116,138 @@ def take_condition(
     estimator, condition, s: Settings,
     X, n: int,      # the images, and how many they are
     validation,     # images, or None
-) -> tuple:         # (Covariates, their codes (N,m), those of the validation images (M,m)); None where there are none
-    "What the decoder is told. ValueError where the method has none, or where a column, a value or a row is missing."
+) -> tuple:         # (Covariates, codes (N,m), those of the validation images (M,m)), or three None
+    "What the decoder is told. ValueError where it cannot be, and where something is missing."
     if not estimator.method.conditional:
-        if condition is not None:
-            raise ValueError(f"{estimator.name} has no decoder that a condition could be told. Leave out condition=….")
-        return None, None, None
+        if condition is None: return None, None, None
+        raise ValueError(f"{estimator.name} has no decoder that a condition could be told. "
+                         "Leave out condition=….")
     condition = s.condition if condition is None else condition
     if condition is None: return None, None, None
     table = condition_table(condition, X, n)
     covariates = Covariates.learn(table)
-    if validation is None: return covariates, covariates.encode(table), None
-    try: return covariates, covariates.encode(table), rows_for(covariates, None, len(validation), validation)
-    except ValueError as e:
-        raise ValueError(f"the validation images need the condition's columns in their own table: {e}") from None
+    codes, held = covariates.encode(table), None
+    if validation is not None:
+        try: held = rows_for(covariates, None, len(validation), validation)
+        except ValueError as e:
+            raise ValueError("the validation images need the condition's columns in their own "
+                             f"table: {e}") from None
+    return covariates, codes, held
 
 # %% ../../nbs/03_training/13_fitting.ipynb #45e8924f
 def fingerprint(estimator, net, s: Settings, data: ImageBatches) -> dict:
     "What determines a training: method, settings, seed, and the images (a checksum of 64 of them)."
-    images, codes = data.images, {
-        k: zlib.crc32(np.ascontiguousarray(v)) for k, v in data.beside.items()
-    }
+    images, apart = data.images, parameters(type(estimator), "machine", "seed", "module")
     some = images[np.linspace(0, len(images) - 1, min(64, len(images))).astype(int)]
-    values = {
-        k: getattr(s, k)
-        for k in vars(s)
-        if k not in parameters(type(estimator), "machine", "seed", "module")
-    }
+    codes = {k: zlib.crc32(np.ascontiguousarray(v).data) for k, v in data.beside.items()}
+    values = {k: v for k, v in vars(s).items() if k not in apart}
     return dict(
-        method=estimator.name,
-        n=len(images),
-        shape=list(images.shape[1:]),
-        images=zlib.crc32(some.tobytes()),
-        condition=codes.get("covariates"),
-        labels=codes.get("labels"),
-        seed=s.random_state,
-        settings=json.dumps(values, default=str),
-        **net.origin()
-    )
+        method=estimator.name, n=len(images), shape=list(images.shape[1:]),
+        images=zlib.crc32(some.tobytes()), condition=codes.get("covariates"),
+        labels=codes.get("labels"), seed=s.random_state,
+        settings=json.dumps(values, default=str), **net.origin())
 
 # %% ../../nbs/03_training/13_fitting.ipynb #25f0573a
+def go_back(fit, path) -> str:  # the name of the phase to go on with
+    "Load networks and history of a fit from a checkpoint; ValueError where it is not its own."
+    saved = (state := read_checkpoint(path))["medstrat"]
+    if "found" not in saved:
+        raise ValueError(f"{str(path)!r} was written by an earlier version of medstrat. "
+                         "Go on with that version, or train again.")
+    if differing := what_differs(saved, fit.fingerprint):
+        raise ValueError(f"{str(path)!r} belongs to another training: {'; '.join(differing)}. "
+                         "Resume with the same parameters, random_state and images.")
+    if saved["n_clusters"] != fit.net.n_clusters: fit.net.set_n_clusters(saved["n_clusters"])
+    weights = {k.removeprefix("net."): v for k, v in state["state_dict"].items()}
+    try: fit.net.load_state_dict(weights)
+    except RuntimeError as e:
+        raise ValueError(f"the weights in {str(path)!r} do not fit the networks: {e}") from None
+    fit.rows[:], fit.found = json.loads(saved["rows"]), json.loads(saved["found"])
+    return saved["phase"]
+
+# %% ../../nbs/03_training/13_fitting.ipynb #ca9a75a4
+def checkpoint_state(fit, phase: Phase, path) -> dict:
+    "What a checkpoint holds beside Lightning's own."
+    fit.checkpoint = str(path)
+    rows, found = json.dumps(fit.rows), json.dumps(fit.found)
+    return dict(fit.fingerprint, phase=phase.name, rows=rows, found=found,
+                n_clusters=fit.net.n_clusters)
+
+def warn_interrupted(fit, phase: Phase):
+    "Say where a training was interrupted, and how to go on."
+    epoch = sum(row["phase"] == phase.name for row in fit.rows)
+    said = (f"Training was interrupted in phase {phase.name!r}, epoch {epoch}; "
+            "what has been learned so far is kept.")
+    if fit.checkpoint: said += f" Go on with fit(…, resume={fit.checkpoint!r})."
+    warnings.warn(said)
+
+# %% ../../nbs/03_training/13_fitting.ipynb #ffac1fb6
+def train_phase(fit, phase: Phase, resume=None):
+    "Train one phase through Lightning, unless the fit was interrupted."
+    from medstrat.training.loop import run_phase  # it takes Lightning a second to be imported
+    if fit.interrupted or phase.epochs == 0: return
+    s, folder = fit.s, fit.s.checkpoint_dir
+    path = None if folder is None else Path(folder) / "last.ckpt"
+    engine = dict(
+        batch_size=s.batch_size, precision=fit.engine.precision, channels_last=s.channels_last,
+        accelerator=s.accelerator, patience=s.patience, num_workers=s.num_workers,
+        verbose=s.verbose, trainer_options=s.trainer_options)
+    files = dict(
+        checkpoint=path, extra=lambda: checkpoint_state(fit, phase, path), resume=resume)
+    try:
+        done = run_phase(fit.net, phase, fit.data, fit.validation, fit,
+                         rows=fit.rows, seed=phase.seed(fit.seed), **engine, **files)
+    except NonFiniteLoss as e: fit.trouble, done = e, None
+    fit.interrupted = not done
+    if done is False: warn_interrupted(fit, phase)
+
+# %% ../../nbs/03_training/13_fitting.ipynb #c5477143
 class Fit:
-    "One fit, while it runs: its data and network, and what its steps find out. Steps and hooks are given it."
-    def __init__(self, estimator, net, s, provenance, data, validation, covariates=None, classes=None):
-        self.estimator, self.net, self.s, self.seed, self.provenance = (
-            type(estimator),
-            net,
-            s,
-            s.random_state,
-            provenance,
-        )
-        self.data, self.validation, self.covariates, self.classes = (
-            data,
-            validation,
-            covariates,
-            classes,
-        )
-        # how networks are evaluated; the history so far
-        self.engine, self.rows = Engine.of(s), []
-        # what steps found out beside the weights, as JSON has it
-        self.found: dict = {}
+    "One fit, while it runs: its data and network, and what its steps find out."
+    def __init__(
+        self, estimator, net, s: Settings, provenance: dict,
+        data: ImageBatches, validation: ImageBatches | None,
+        covariates=None, classes=None,
+    ):
+        self.estimator, self.net, self.s, self.seed = type(estimator), net, s, s.random_state
+        self.provenance, self.covariates, self.classes = provenance, covariates, classes
+        self.data, self.validation = data, validation
+        self.engine = Engine.of(s)    # how networks are evaluated
+        self.rows: list = []          # the history so far
+        self.found: dict = {}         # what steps found out beside the weights, as JSON has it
         self.interrupted, self.checkpoint, self.trouble = False, None, None
         self.fingerprint = fingerprint(estimator, net, s, data)
 
     @property
-    def images(self) -> np.ndarray:
-        return self.data.images
+    def images(self) -> np.ndarray: return self.data.images
 
-    def embed(self, images=None) -> np.ndarray:
+    def embed(self, images=None) -> np.ndarray:  # (N,d)
         return embed(self.net, self.images if images is None else images, self.engine)
 
     def encode(self) -> tuple: return encode(self.net, self.images, self.engine)
     def assign(self) -> np.ndarray: return assign(self.net, self.images, self.engine)
+
     def responsibilities(self) -> torch.Tensor:  # (N,K), on the device
-        return torch.cat(
-            list(over_images(self.net, self.images, lambda x: self.net.encode(x)[1], self.engine))
-        )
+        r = lambda x: self.net.encode(x)[1]
+        return torch.cat(list(over_images(self.net, self.images, r, self.engine)))
+
+    def train(self, phase: Phase, resume=None): train_phase(self, phase, resume)
 
     def follow(self, recipe: list, resume=None):
-        "Run steps and phases. On an interrupt, or a `NonFiniteLoss` (kept as `trouble`), steps still run and phases stop."
-        at = None if resume is None else self.go_back(resume)
+        "Run steps and phases. After an interrupt, or `trouble` with a loss, only steps still run."
+        at = None if resume is None else go_back(self, resume)
         for stage in recipe: at = self.pass_through(stage, at, resume)
         if at is not None:
-            raise ValueError(
-                f"{str(resume)!r} was written in the phase {at!r}, which this training does not"
-                " have. Train again."
-            )
+            raise ValueError(f"{str(resume)!r} was written in the phase {at!r}, which this "
+                             "training does not have. Train again.")
 
     def pass_through(self, stage, at: str | None, resume) -> str | None:
-        "One stage of a recipe; `at` is the phase that a resumed fit has yet to reach, None where it has been reached."
+        "One stage; `at` is the phase that a resumed fit has yet to reach, None: it is reached."
         if isinstance(stage, Step):
             if at is None or stage.always: stage.do(self)
         elif isinstance(stage, Block):
-            if (
-                at is None
-                and stage.fetch(self)
-                or at is not None
-                and at not in [phase.name for phase in stage.phases]
-            ):
-                return at
+            elsewhere = at is not None and at not in [phase.name for phase in stage.phases]
+            if elsewhere or at is None and stage.fetch(self): return at
             for phase in stage.phases: at = self.pass_through(phase, at, resume)
             stage.keep(self)
         elif at in (None, stage.name):
@@ -240,101 +255,23 @@ class Fit:
             return None
         return at
 
-    def train(self, phase: Phase, resume=None):
-        "Train one phase through Lightning, unless the fit was interrupted."
-        from medstrat.training.loop import run_phase
-        from medstrat.training.phases import NonFiniteLoss
-        s, path = self.s, (
-            None if self.s.checkpoint_dir is None else Path(self.s.checkpoint_dir) / "last.ckpt"
-        )
-        if self.interrupted or phase.epochs == 0: return
-        engine = dict(
-            precision=self.engine.precision,
-            channels_last=s.channels_last,
-            accelerator=s.accelerator,
-            num_workers=s.num_workers,
-            verbose=s.verbose,
-        )
-        try:
-            done = run_phase(
-                self.net,
-                phase,
-                self.data,
-                self.validation,
-                self,
-                rows=self.rows,
-                seed=phase.seed(self.seed),
-                batch_size=s.batch_size,
-                patience=s.patience,
-                checkpoint=path,
-                extra=lambda: self.state(phase, path),
-                resume=resume,
-                trainer_options=s.trainer_options,
-                **engine,
-            )
-        except NonFiniteLoss as e:
-            self.trouble, done = e, None
-        self.interrupted = not done
-        if done is not False: return
-        epoch = sum(row["phase"] == phase.name for row in self.rows)
-        warnings.warn(
-            f"Training was interrupted in phase {phase.name!r}, epoch {epoch}; what has been"
-            " learned so far is kept."
-            + (f" Go on with fit(…, resume={self.checkpoint!r})." if self.checkpoint else "")
-        )
-
-    def state(self, phase: Phase, path) -> dict:
-        "What a checkpoint holds beside Lightning's own."
-        self.checkpoint = str(path)
-        return dict(
-            self.fingerprint,
-            phase=phase.name,
-            rows=json.dumps(self.rows),
-            n_clusters=self.net.n_clusters,
-            found=json.dumps(self.found),
-        )
-
-    def go_back(self, path) -> str:
-        "Load networks and history from a checkpoint; returns the name of the phase to go on with."
-        saved = (state := read_checkpoint(path))["medstrat"]
-        if "found" not in saved:
-            raise ValueError(
-                f"{str(path)!r} was written by an earlier version of medstrat. Go on with that"
-                " version, or train again."
-            )
-        differing = what_differs(saved, self.fingerprint)
-        if differing:
-            raise ValueError(f"{str(path)!r} belongs to another training: {'; '.join(differing)}. "
-                             "Resume with the same parameters, random_state and images.")
-        if saved["n_clusters"] != self.net.n_clusters: self.net.set_n_clusters(saved["n_clusters"])
-        try:
-            self.net.load_state_dict(
-                {k.removeprefix("net."): v for k, v in state["state_dict"].items()}
-            )
-        except RuntimeError as e:
-            raise ValueError(f"the weights in {str(path)!r} do not fit the networks: {e}") from None
-        self.rows[:], self.found = json.loads(saved["rows"]), json.loads(saved["found"])
-        return saved["phase"]
-
 # %% ../../nbs/03_training/13_fitting.ipynb #5eb765a5
 def check_folders(s: Settings):
-    "Can checkpoints and caches be written where they are to be?"
+    "Can checkpoints and caches be written where they are to be? ValueError."
     if s.checkpoint_dir is not None: usable_folder(s.checkpoint_dir, "checkpoint_dir")
     cache = getattr(s, "cache_dir", None)
-    # one that may only be read is fine
     if cache is not None and not Path(cache).is_dir(): usable_folder(cache, "cache_dir")
 
 # %% ../../nbs/03_training/13_fitting.ipynb #f4b80ed8
-def settle(estimator, X, y=None, condition=None, validation=None, resume=None):
-    "Check everything and build the network: the `Fit` that is about to run. Nothing has been learned yet."
+def settle(estimator, X, y=None, condition=None, validation=None, resume=None) -> Fit:
+    "Check everything and build the network. Nothing has been learned yet. ValueError."
     s, provenance = resolve(estimator, dataset=set_name(X))
     images, method = as_images(X), estimator.method
-    covariates, codes, validation_codes = take_condition(
-        estimator, condition, s, X, len(images), validation
-    )
-    if covariates is not None: s = s.but(condition=tuple(covariates.names))
-    classes, labels, validation_labels = estimator._take_labels(y, X, len(images), validation)
+    told, *codes = take_condition(estimator, condition, s, X, len(images), validation)
+    if told is not None: s = s.but(condition=tuple(told.names))
+    classes, *labels = estimator._take_labels(y, X, len(images), validation)
     method.check(s)
+
     size, why = method.working_size(s, images.shape[1:])
     if why: provenance["image_size"] = why
     s, images = s.but(image_size=size), sized(images, size)
@@ -345,20 +282,12 @@ def settle(estimator, X, y=None, condition=None, validation=None, resume=None):
         raise ValueError(f"patience={s.patience} needs validation images: fit(X, validation=…).")
     s = s.but(random_state=settle_seed(s, resume))
     check_folders(s)
-    data = ImageBatches(images, covariates=codes, labels=labels)
-    held = (
-        None
-        if validation is None
-        else ImageBatches(validation, covariates=validation_codes, labels=validation_labels)
-    )
-    # "elbow": chosen later
-    k = (
-        len(classes)
-        if classes is not None
-        else s.n_clusters if isinstance(s.n_clusters, int) else 1
-    )
-    net = build(
-        estimator.method, s, images.shape[1:], k, 0 if covariates is None else covariates.width
-    )
+
+    data, held = ImageBatches(images, covariates=codes[0], labels=labels[0]), None
+    if validation is not None:
+        held = ImageBatches(validation, covariates=codes[1], labels=labels[1])
+    k = s.n_clusters if classes is None else len(classes)
+    k = k if isinstance(k, int) else 1       # "elbow": chosen later
+    net = build(method, s, images.shape[1:], k, 0 if told is None else told.width)
     net.start()
-    return Fit(estimator, net, s, provenance, data, held, covariates, classes)
+    return Fit(estimator, net, s, provenance, data, held, told, classes)

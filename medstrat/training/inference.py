@@ -31,8 +31,9 @@ class Engine:
         "From settings; what belongs to a machine is asked of the estimator `machine` as it is now."
         machine = machine or s
         device = pick_device(machine.accelerator)
-        return cls(device, pick_precision(machine.precision, device), s.batch_size, s.channels_last,
-                   getattr(machine, "cache_dir", None), machine.verbose)
+        precision = pick_precision(machine.precision, device)
+        cache = getattr(machine, "cache_dir", None)
+        return cls(device, precision, s.batch_size, s.channels_last, cache, machine.verbose)
 
     @property
     def half(self) -> bool: return self.precision.startswith("bf16")
@@ -47,19 +48,12 @@ def in_batches(
 ):
     "Yield `fn` of one portion of an array after the other, in evaluation mode, without gradients."
     net.to(engine.device).eval()
-    # small images in larger portions
     step = max(engine.batch_size, 2**18 // int(np.prod(net.shape)))
-    # whatever the caller has around it
-    with torch.inference_mode(), torch.autocast(
-        engine.device.type, torch.bfloat16, enabled=engine.half
-    ):
-        for i in range(0, len(items), step):
-            rows = [
-                torch.from_numpy(np.array(part[i : i + step])).to(engine.device)
-                for part in (items, beside)
-                if part is not None
-            ]
-            yield fn(*rows)
+    arrays = [array for array in (items, beside) if array is not None]
+    portion = lambda array, i: torch.from_numpy(np.array(array[i:i + step])).to(engine.device)
+    autocast = torch.autocast(engine.device.type, torch.bfloat16, enabled=engine.half)
+    with torch.inference_mode(), autocast:
+        for i in range(0, len(items), step): yield fn(*(portion(array, i) for array in arrays))
 
 # %% ../../nbs/03_training/11_inference.ipynb #ddaa56b2
 def over_images(net, images, fn, engine: Engine, beside=None):
@@ -68,7 +62,8 @@ def over_images(net, images, fn, engine: Engine, beside=None):
     return in_batches(net, net.prepare(images, engine), at_network, engine, beside)
 
 # %% ../../nbs/03_training/11_inference.ipynb #32e5f8fb
-def stack(parts) -> np.ndarray: return np.concatenate([p.float().cpu().numpy() for p in parts])
+def stack(parts) -> np.ndarray:  # float32
+    return np.concatenate([p.float().cpu().numpy() for p in parts])
 
 # %% ../../nbs/03_training/11_inference.ipynb #7d4e58d5
 def embed(net, images, engine: Engine) -> np.ndarray:  # (N,d) float32
@@ -76,14 +71,16 @@ def embed(net, images, engine: Engine) -> np.ndarray:  # (N,d) float32
     return stack(over_images(net, images, net.embed, engine))
 
 # %% ../../nbs/03_training/11_inference.ipynb #92f0edcb
-def encode(net, images, engine: Engine) -> tuple:  # (embeddings (N,d) float32, numbers of the clusters (N,))
+def _largest(r) -> np.ndarray: return r.float().argmax(1).cpu().numpy()
+
+def encode(net, images, engine: Engine) -> tuple:  # ((N,d) float32, numbers of clusters (N,))
     "Embeddings and most probable clusters; nothing of size N×K is kept."
-    parts = [(z.float().cpu().numpy(), r.float().argmax(1).cpu().numpy())
-             for z, r in over_images(net, images, net.encode, engine)]
+    take = lambda z, r: (z.float().cpu().numpy(), _largest(r))
+    parts = [take(z, r) for z, r in over_images(net, images, net.encode, engine)]
     return tuple(np.concatenate(p) for p in zip(*parts))
 
 # %% ../../nbs/03_training/11_inference.ipynb #d7e70e08
 def assign(net, images, engine: Engine) -> np.ndarray:  # (N,) numbers of the clusters
     "The most probable clusters alone; one portion of responsibilities at a time."
-    return np.concatenate([r.float().argmax(1).cpu().numpy()
-                           for r in over_images(net, images, lambda x: net.encode(x)[1], engine)])
+    parts = over_images(net, images, lambda x: net.encode(x)[1], engine)
+    return np.concatenate([_largest(r) for r in parts])

@@ -46,34 +46,44 @@ def isolated():
 # %% ../../nbs/03_training/08_isolation.ipynb #4e9fccff
 _TALKERS = ("pytorch_lightning", "lightning_fabric", "lightning_utilities", "fsspec")
 
+def _talking() -> set:
+    "The loggers of these packages that have a level of their own, and the packages' first ones."
+    ours = [n for n in list(logging.root.manager.loggerDict) if n.partition(".")[0] in _TALKERS]
+    known = (logging.getLogger(name) for name in ours)
+    return {logging.getLogger(name) for name in _TALKERS} | {log for log in known if log.level}
+
+# %% ../../nbs/03_training/08_isolation.ipynb #b85cb38e
 @contextmanager
 def quiet_lightning():
-    "Silence what Lightning says about devices, data loaders and checkpoints; errors and other warnings stay."
-    known = (logging.getLogger(n) for n in list(logging.root.manager.loggerDict) if n.partition(".")[0] in _TALKERS)
-    loggers = {logging.getLogger(n) for n in _TALKERS} | {log for log in known if log.level}   # the others do as these
-    levels = {log: log.level for log in loggers}
-    for log in loggers: log.setLevel(max(log.level, logging.ERROR))
+    "Silence what Lightning says of devices, loaders and checkpoints; errors, other warnings stay."
+    levels = {log: log.level for log in _talking()}
+    for log in levels: log.setLevel(max(log.level, logging.ERROR))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pytorch_lightning.*")
-        warnings.filterwarnings("ignore", module="lightning_fabric.*")
+        for module in ("pytorch_lightning.*", "lightning_fabric.*"):
+            warnings.filterwarnings("ignore", module=module)
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.utils.*")
         try: yield
         finally:
             for log, level in levels.items(): log.setLevel(level)
 
+# %% ../../nbs/03_training/08_isolation.ipynb #7aa3b525
+def _answered() -> dict:
+    "SIGINT and SIGTERM with their handlers, where they are ours to take."
+    if threading.current_thread() is not threading.main_thread(): return {}
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    return {s: h for s, h in handlers.items() if h not in (None, signal.SIG_IGN)}
+
 # %% ../../nbs/03_training/08_isolation.ipynb #8e48cd3e
 @contextmanager
 def orderly_signals(stop):
-    "While this lasts, a first SIGINT or SIGTERM calls `stop()`; SIGTERM is sent again at the end, to whoever answered it before."
-    previous, received = {}, []
-    if threading.current_thread() is threading.main_thread():
-        previous = {s: h for s in (signal.SIGINT, signal.SIGTERM) if (h := signal.getsignal(s)) not in (None, signal.SIG_IGN)}
+    "A first SIGINT or SIGTERM calls `stop()`; SIGTERM is sent again at the end, to whoever had it."
+    before, received = _answered(), []
     def once(signum, frame):
         received.append(signum)
         stop()
-        signal.signal(signum, previous[signum])
-    for s in previous: signal.signal(s, once)
+        signal.signal(signum, before[signum])
+    for s in before: signal.signal(s, once)
     try: yield received
     finally:
-        for s, handler in previous.items(): signal.signal(s, handler)
+        for s, handler in before.items(): signal.signal(s, handler)
         if signal.SIGTERM in received: signal.raise_signal(signal.SIGTERM)

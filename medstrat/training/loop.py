@@ -18,9 +18,9 @@ from pytorch_lightning.plugins.environments import ClusterEnvironment, Lightning
 from tqdm import tqdm
 
 from ..data.hashing import seal
+from .batches import ImageBatches, train_loader
 from .isolation import orderly_signals, quiet_lightning
 from .method import Batch, Told
-from .batches import ImageBatches, train_loader
 from .phases import ADVICE, Moment, NonFiniteLoss, Phase, check_finite
 from .seeds import mix_seed
 from ..vae.networks import to_network
@@ -28,32 +28,25 @@ from ..vae.networks import to_network
 # %% ../../nbs/03_training/10_loop.ipynb #3dfb1d95
 class PhaseModule(pl.LightningModule):
     "The networks and one phase of their training; `fit` is what the phase's hooks are given."
-    def __init__(self, net, phase: Phase, seed: int, steps: int, channels_last: bool = True, fit=None):
+    def __init__(self, net, phase: Phase, seed, steps, channels_last=True, fit=None):
         super().__init__()
         self.net, self.phase, self.seed, self.steps = net, phase, seed, max(steps, 1)
-        self.channels_last, self.fit = channels_last, fit
-        self.frozen, self.flags = phase.frozen(net), [
-            (p, p.requires_grad) for p in net.parameters()
-        ]
+        self.channels_last, self.fit, self.frozen = channels_last, fit, phase.frozen(net)
+        self.flags = [(p, p.requires_grad) for p in net.parameters()]    # put back by `run_phase`
         self.step, self.interrupted = 0, False
 
-    def moment(self):
-        done = self.step / self.steps
-        return Moment(
-            self.current_epoch, self.step, done, self.phase.epochs, self.steps, self.phase.memory
-        )
+    def moment(self) -> Moment:
+        phase, done = self.phase, self.step / self.steps
+        return Moment(self.current_epoch, self.step, done, phase.epochs, self.steps, phase.memory)
 
     def configure_optimizers(self):
-        # put back by `run_phase`; what a user has frozen stays so
         for m in self.frozen: m.requires_grad_(False)
-        optimizer = self.phase.optimizer(
-            [p for p in self.net.parameters() if p.requires_grad], lr=self.phase.lr
-        )
-        epochs, steps = self.phase.epochs, self.steps
-        at = lambda n: Moment(n * epochs // steps, n, n / steps, epochs, steps)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda n: self.phase.lr_factor(at(n))
-        )
+        phase, steps = self.phase, self.steps
+        learning = [p for p in self.net.parameters() if p.requires_grad]
+        optimizer = phase.optimizer(learning, lr=phase.lr)
+        at = lambda n: Moment(n * phase.epochs // steps, n, n / steps, phase.epochs, steps)
+        factor = lambda n: phase.lr_factor(at(n))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return dict(optimizer=optimizer, lr_scheduler=dict(scheduler=schedule, interval="step"))
 
     def learn(self):
@@ -63,6 +56,7 @@ class PhaseModule(pl.LightningModule):
 
     def loss(self, batch: dict) -> dict:
         "The phase's loss on a batch, as a dictionary."
+        if self.phase.loss is None: raise TypeError(f"the phase {self.phase.name!r} has no loss")
         x, told = to_network(batch["images"], self.channels_last), Told(batch.get("covariates"))
         seen = Batch(x, batch.get("index"), told, batch.get("labels"))
         if self.phase.inputs is not None: seen = self.phase.inputs(seen, self.training)
@@ -78,8 +72,8 @@ class PhaseModule(pl.LightningModule):
         check_finite(self.outputs, f"{self.phase.name} (validation)", self.current_epoch, self.step)
 
     def on_train_start(self):   # a phase that had converged does not go on when it is resumed
-        if self.phase.memory is not None and self.phase.memory.finished:
-            self.trainer.should_stop = True
+        memory = self.phase.memory
+        if memory is not None and memory.finished: self.trainer.should_stop = True
 
     def on_train_epoch_start(self):
         torch.manual_seed(mix_seed(self.seed, self.current_epoch, 1 + self.global_rank))
@@ -100,16 +94,15 @@ def check_last_step(module, epoch: int):
     module.eval()
     outputs = module.loss(module.batch)
     check_finite(outputs, module.phase.name, epoch, module.step)
-    bad = [
-        k for k, v in outputs.items() if isinstance(v, torch.Tensor) and not torch.isfinite(v).all()
-    ]
+    tensors = {k: v for k, v in outputs.items() if isinstance(v, torch.Tensor)}
+    bad = [k for k, v in tensors.items() if not torch.isfinite(v).all()]
     where = f"at the end of epoch {epoch + 1} in phase {module.phase.name!r}"
     if bad: raise NonFiniteLoss(f"{bad[0]!r} became NaN or infinite {where}. {ADVICE}")
     module.learn()
 
 # %% ../../nbs/03_training/10_loop.ipynb #41466972
 class AfterEpoch(pl.Callback):
-    "At the end of an epoch, before anything is kept or saved: are the weights good? Then the phase's own work."
+    "At an epoch's end, before anything is kept: are the weights good? Then the phase's own work."
     def on_train_epoch_end(self, trainer, module):
         check_last_step(module, trainer.current_epoch)
         if module.phase.after_epoch is None: return
@@ -118,8 +111,10 @@ class AfterEpoch(pl.Callback):
 
 # %% ../../nbs/03_training/10_loop.ipynb #055eb407
 class History(pl.Callback):
-    "One row an epoch: means of the loss's terms, weighted by batch size; `val_` terms; learning rate; seconds."
-    def __init__(self, rows: list, phase: str): self.rows, self.phase, self.sums = rows, phase, {}
+    "One row an epoch: means of the loss's terms (`val_…` too), learning rate, seconds."
+    def __init__(self, rows: list, phase: str):
+        self.rows, self.phase = rows, phase
+        self.sums: dict[str, tuple] = {}
 
     def _add(self, outputs, n, prefix=""):
         for k, v in outputs.items():
@@ -127,15 +122,20 @@ class History(pl.Callback):
             total, count = self.sums.get(prefix + k, (0.0, 0))
             self.sums[prefix + k] = (total + v.detach() * n, count + n)
 
-    def on_train_epoch_start(self, trainer, module): self.sums, self.start = {}, time.perf_counter()
-    def on_train_batch_end(self, trainer, module, outputs, batch, i): self._add(module.outputs, len(batch["index"]))
+    def on_train_epoch_start(self, trainer, module):
+        self.sums, self.start = {}, time.perf_counter()
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, i):
+        self._add(module.outputs, len(batch["index"]))
+
     def on_validation_batch_end(self, trainer, module, outputs, batch, i, dataloader_idx=0):
         self._add(module.outputs, len(batch["index"]), "val_")
 
     def on_train_epoch_end(self, trainer, module):
         means = {k: float(total) / n for k, (total, n) in self.sums.items()}
-        self.rows.append(dict(phase=self.phase, epoch=trainer.current_epoch + 1, **means,
-                              lr=trainer.optimizers[0].param_groups[0]["lr"], seconds=time.perf_counter() - self.start))
+        epoch, rate = trainer.current_epoch + 1, trainer.optimizers[0].param_groups[0]["lr"]
+        seconds = time.perf_counter() - self.start
+        self.rows.append(dict(phase=self.phase, epoch=epoch, **means, lr=rate, seconds=seconds))
 
 # %% ../../nbs/03_training/10_loop.ipynb #dc9e722c
 def copy_weights(net) -> dict:
@@ -146,10 +146,10 @@ def copy_weights(net) -> dict:
 class Keeper(pl.Callback):
     "The last good weights; with validation images also the best ones, and early stopping."
     def __init__(self, net, rows, patience=None):
-        self.good, self.best, self.best_loss, self.waited = copy_weights(net), None, float("inf"), 0
-        self.rows, self.patience = rows, patience
+        self.good, self.best, self.best_loss = copy_weights(net), None, float("inf")
+        self.rows, self.patience, self.waited = rows, patience, 0
 
-    def on_train_start(self, trainer, module):   # a training that had stopped early does not go on when it is resumed
+    def on_train_start(self, trainer, module):
         if self.patience is not None and self.waited >= self.patience: trainer.should_stop = True
 
     def on_validation_end(self, trainer, module):  # the weights that the validation loss belongs to
@@ -170,15 +170,19 @@ class Keeper(pl.Callback):
 class Saver(pl.Callback):
     "A checkpoint at the end of each whole epoch."
     def __init__(self, path, extra): self.path, self.extra = path, extra
+
     def on_save_checkpoint(self, trainer, module, checkpoint):
         memory = module.phase.memory
         state = memory.state_dict() if memory is not None else None
         checkpoint["medstrat"] = dict(self.extra(), step=module.step, memory=state)
+
     def on_load_checkpoint(self, trainer, module, checkpoint):
-        module.step = checkpoint["medstrat"]["step"]
-        if module.phase.memory is not None: module.phase.memory.load_state_dict(checkpoint["medstrat"]["memory"])
+        saved, memory = checkpoint["medstrat"], module.phase.memory
+        module.step = saved["step"]
+        if memory is not None: memory.load_state_dict(saved["memory"])
+
     def on_train_epoch_end(self, trainer, module):
-        if self.path is None or module.interrupted: return   # a part of an epoch cannot be resumed exactly
+        if self.path is None or module.interrupted: return
         trainer.save_checkpoint(f"{self.path}.part")
         if not trainer.is_global_zero: return
         seal(f"{self.path}.part")
@@ -191,35 +195,57 @@ class Bar(pl.Callback):
     def on_train_start(self, trainer, module):
         name, total = module.phase.name, module.steps
         self.bar = tqdm(total=total, initial=module.step, desc=name, unit="step", mininterval=0.5)
+
     def on_train_batch_end(self, trainer, module, outputs, batch, i): self.bar.update()
     def on_train_epoch_end(self, trainer, module):
-        row = self.rows[-1]
-        terms = {k: f"{v:.4g}" for k, v in row.items() if k not in ("phase", "epoch", "lr", "seconds")}
+        row, other = self.rows[-1], ("phase", "epoch", "lr", "seconds")
+        terms = {k: f"{v:.4g}" for k, v in row.items() if k not in other}
         self.bar.set_postfix(epoch=f"{row['epoch']}/{module.phase.epochs}", **terms)
+
     def on_train_end(self, trainer, module): self.bar.close()
     def on_exception(self, trainer, module, exception):
         if hasattr(self, "bar"): self.bar.close()
 
 # %% ../../nbs/03_training/10_loop.ipynb #096d91e6
-_DEFAULTS = {k: p.default for k, p in inspect.signature(pl.Trainer.__init__).parameters.items() if k != "self"}
+_arguments = inspect.signature(pl.Trainer.__init__).parameters
+_DEFAULTS = {k: p.default for k, p in _arguments.items() if k != "self"}
 
 def make_trainer(options: dict, **ours) -> pl.Trainer:
-    "A Trainer with the user's options before ours, and ours before Lightning's defaults; no variable of the environment is looked at."
+    "A Trainer that looks at no variable of the environment."
     options = _DEFAULTS | ours | options
     plugins, devices = options["plugins"] or [], options["devices"]
     plugins = list(plugins) if isinstance(plugins, (list, tuple)) else [plugins]
     one = devices in (1, "1") or isinstance(devices, list) and len(devices) == 1
     alone = one and options["num_nodes"] == 1 and options["strategy"] == "auto"
-    if alone and not any(isinstance(p, ClusterEnvironment) for p in plugins): plugins.append(LightningEnvironment())
+    if alone and not any(isinstance(p, ClusterEnvironment) for p in plugins):
+        plugins.append(LightningEnvironment())
     with quiet_lightning(): return pl.Trainer(**dict(options, plugins=plugins or None))
 
 # %% ../../nbs/03_training/10_loop.ipynb #29c18095
-_OURS = dict(devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-             num_sanity_val_steps=0, use_distributed_sampler=False)
+_OURS = dict(
+    devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+    enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False)
 
-def _cuda_devices(): return list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+def _cuda_devices():
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
 
 # %% ../../nbs/03_training/10_loop.ipynb #501977ab
+def _train(trainer, module, loaders, keeper, resume):
+    "Lightning's training, ended in order: good weights after a NaN, flags as they were."
+    def stop(): module.interrupted = trainer.should_stop = True
+    with orderly_signals(stop), quiet_lightning(), torch.random.fork_rng(devices=_cuda_devices()):
+        try:
+            only = True if resume else None
+            trainer.fit(module, *loaders, ckpt_path=resume, weights_only=only)
+        except NonFiniteLoss:
+            module.net.load_state_dict(keeper.good)
+            raise
+        except SystemExit:   # a SIGTERM is sent again by `orderly_signals`
+            if not trainer.received_sigterm: raise KeyboardInterrupt from None
+        finally:
+            for p, flag in module.flags: p.requires_grad_(flag)
+
+# %% ../../nbs/03_training/10_loop.ipynb #ab8b479d
 def run_phase(
     net,                   # the networks, a torch.nn.Module
     phase: Phase,
@@ -227,36 +253,28 @@ def run_phase(
     validation: ImageBatches | None = None,
     fit=None,              # what the phase's hooks are given
     *, rows: list,         # the history so far; one dictionary an epoch is appended
-    seed: int, batch_size: int, precision: str = "32-true", channels_last: bool = True, accelerator: str = "auto",
-    patience: int | None = None, num_workers: int = 0, verbose: bool = False,
+    seed: int, batch_size: int, precision: str = "32-true", channels_last: bool = True,
+    accelerator: str = "auto",
+    patience: int | None = None,     # epochs without improvement of the validation loss
+    num_workers: int = 0, verbose: bool = False,
     checkpoint: Path | None = None,  # where to write a checkpoint at each epoch's end
     extra=lambda: {},      # what else belongs into a checkpoint
     resume: Path | None = None,      # a checkpoint of this phase to go on from
     trainer_options: dict | None = None,
 ) -> bool:                 # True: finished; False: interrupted
     "Train one phase. A NaN raises `NonFiniteLoss` after the last good weights were put back."
-    keeper, saver, options = Keeper(net, rows, patience), Saver(checkpoint, extra), dict(trainer_options or {})
-    callbacks = [AfterEpoch(), History(rows, phase.name), keeper, saver] + ([Bar(rows)] if verbose else [])
+    keeper, options = Keeper(net, rows, patience), dict(trainer_options or {})
+    callbacks = [AfterEpoch(), History(rows, phase.name), keeper, Saver(checkpoint, extra)]
+    if verbose: callbacks.append(Bar(rows))
     options["callbacks"] = callbacks + options.get("callbacks", [])
-    trainer = make_trainer(options, accelerator=accelerator, precision=precision, max_epochs=phase.epochs, **_OURS)
-    batches = lambda data, epoch, *more: train_loader(data, batch_size, seed, epoch, *more)
-    loader = batches(data, lambda: trainer.current_epoch, num_workers, trainer.global_rank, trainer.world_size)
-    loaders = (loader, None if validation is None else batches(validation, lambda: 0))
-    module = PhaseModule(net, phase, seed, phase.epochs * len(loader.batch_sampler), channels_last, fit)
-    def stop(): module.interrupted = trainer.should_stop = True
-    with orderly_signals(stop), quiet_lightning(), torch.random.fork_rng(devices=_cuda_devices()):
-        try:
-            trainer.fit(module, *loaders, ckpt_path=resume, weights_only=True if resume else None)
-        except NonFiniteLoss:
-            net.load_state_dict(keeper.good)
-            raise
-        except (
-            SystemExit
-        ):  # Lightning's, of a second Ctrl-C; and of SIGTERM, which `orderly_signals` sends again
-            if not trainer.received_sigterm:
-                raise KeyboardInterrupt from None
-        finally:
-            for p, flag in module.flags:
-                p.requires_grad_(flag)
+    ours = dict(accelerator=accelerator, precision=precision, max_epochs=phase.epochs)
+    trainer = make_trainer(options, **ours, **_OURS)
+    loader = train_loader(data, batch_size, seed, lambda: trainer.current_epoch,
+                          num_workers, trainer.global_rank, trainer.world_size)
+    held = None
+    if validation is not None: held = train_loader(validation, batch_size, seed, lambda: 0)
+    steps = phase.epochs * len(loader)
+    module = PhaseModule(net, phase, seed, steps, channels_last, fit)
+    _train(trainer, module, (loader, held), keeper, resume)
     if keeper.best is not None: net.load_state_dict(keeper.best)
     return not module.interrupted

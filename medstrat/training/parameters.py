@@ -27,10 +27,12 @@ Share = Annotated[float, Field(ge=0, le=1)]
 # %% ../../nbs/03_training/00_parameters.ipynb #3c73e161
 def _column_names(value):
     names = [value] if isinstance(value, str) else value
-    if isinstance(names, (list, tuple)) and names and all(isinstance(n, str) and n for n in names): return value
+    texts = isinstance(names, (list, tuple)) and all(isinstance(n, str) and n for n in names)
+    if texts and names: return value
     raise ValueError("names of columns are needed here; values are given to fit(X, condition=…)")
 
-Columns = Annotated[str | tuple[str, ...], BeforeValidator(_column_names)]   # "scanner", or ("scanner", "age")
+# "scanner", or ("scanner", "age")
+Columns = Annotated[str | tuple[str, ...], BeforeValidator(_column_names)]
 
 # %% ../../nbs/03_training/00_parameters.ipynb #6b4af36e
 def check_value(
@@ -38,14 +40,15 @@ def check_value(
     value: Any,  # what was given
     hint: Any,   # a type hint, e.g. Count | None or Literal["cosine", "dot"]
 ):
-    "Return `value` as the hint wants it, or raise a `ValueError` that says what was given and what is possible."
+    "`value` as the hint wants it; ValueError that says what was given and what is possible."
     if isinstance(value, bool) and bool not in (hint, *get_args(hint)) and hint is not Any:
         raise ValueError(f"{name}={value!r} cannot be used: it is no yes-or-no parameter.")
     try: return TypeAdapter(hint, config=dict(arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError as e:
         options = [o for h in (hint, *get_args(hint)) for o in get_args(h) if isinstance(o, str)]
         if isinstance(value, str) and options: match_name(value, options, f"value of {name}")
-        reasons = "; or ".join(dict.fromkeys(err["msg"][0].lower() + err["msg"][1:] for err in e.errors()))
+        said = [err["msg"][0].lower() + err["msg"][1:] for err in e.errors()]
+        reasons = "; or ".join(dict.fromkeys(said))
         raise ValueError(f"{name}={reprlib.repr(value)} cannot be used: {reasons}.") from None
 
 # %% ../../nbs/03_training/00_parameters.ipynb #0624548f
@@ -67,21 +70,20 @@ def param(
     role: str,           # a key of ROLES
     default: Any = None, # None: the preset says
 ):
-    "Declare a parameter of an estimator, once: everything else that is said of it is derived from here."
-    return field(
-        default=default, metadata=dict(text=text, role=match_name(role, list(ROLES), "role"))
-    )
+    "Declare a parameter of an estimator, as a field of a dataclass; ValueError for another role."
+    role = match_name(role, list(ROLES), "role")
+    return field(default=default, metadata=dict(text=text, role=role))
 
 # %% ../../nbs/03_training/00_parameters.ipynb #b3ad5ef4
 def parameters(
     cls: type,   # an estimator class
     *roles: str, # keys of ROLES; none: all
 ) -> tuple:      # names, in the order of their declaration
-    "The names of the parameters with these roles; TypeError for a field that was not declared by `param`."
-    roles = [match_name(role, list(ROLES), "role") for role in roles]
+    "Names of the parameters with these roles; TypeError for a field not declared by `param`."
+    wanted = [match_name(role, list(ROLES), "role") for role in roles]
     if other := [f.name for f in fields(cls) if "role" not in f.metadata]:
         raise TypeError(f"{cls.__name__}.{other[0]} must be declared by param(text, role).")
-    return tuple(f.name for f in fields(cls) if not roles or f.metadata["role"] in roles)
+    return tuple(f.name for f in fields(cls) if not wanted or f.metadata["role"] in wanted)
 
 # %% ../../nbs/03_training/00_parameters.ipynb #849a9fc0
 # parameters that have another name in models and records of earlier versions
@@ -91,17 +93,16 @@ RENAMED = dict(condition_on="compare")
 class Settings:
     "The parameters of one fit, settled: every value is checked, and none can be changed."
     def __init__(self, **values): vars(self).update(values)
-    def __setattr__(self, name, value):
-        raise AttributeError(
-            f"{name}={value!r}: the settings of a fit do not change. Give the parameter to the"
-            " estimator, before fit."
-        )
-
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"the settings have no parameter {name!r}.")
 
-    __delattr__ = lambda self, name: self.__setattr__(name, None)
+    def __setattr__(self, name, value):
+        raise AttributeError(f"{name}={value!r}: the settings of a fit do not change. "
+                             "Give the parameter to the estimator, before fit.")
+
+    def __delattr__(self, name): self.__setattr__(name, None)
     def __repr__(self): return f"Settings({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"
+
     def but(self, **changes):
         "A copy with other values."
         return Settings(**vars(self) | changes)

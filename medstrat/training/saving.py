@@ -18,11 +18,11 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from .. import __version__
-from ..vae.covariates import Covariates
 from .isolation import isolated
 from .method import build
 from .parameters import RENAMED, Settings, parameters
 from .registry import get_method
+from ..vae.covariates import Covariates
 
 # %% ../../nbs/03_training/12_saving.ipynb #165c719e
 def tensors_digest(tensors: dict, text: str) -> str:
@@ -41,53 +41,62 @@ LARGEST = 2**25                # bytes of a header: 32 MiB hold the history of 1
 
 # %% ../../nbs/03_training/12_saving.ipynb #1b2bc887
 def write_tensors(path, tensors: dict, header: dict):
-    "Write tensors and a header as one safetensors file with a check sum, under a temporary name until it is complete."
+    "Write tensors and a header as one safetensors file with a check sum; whole, or not at all."
     from safetensors.torch import save
-    tensors, text = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, json.dumps(
-        header, default=os.fspath
-    )
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    text = json.dumps(header, default=os.fspath)
     if len(text) > LARGEST // 2:
-        raise ValueError(f"the header of {str(path)!r} would have {len(text):,} characters, "
-                         f"more than a file may hold ({LARGEST // 2:,}). Shorten the history_.")
+        raise ValueError(f"the header of {str(path)!r} would have {len(text):,} characters, more "
+                         f"than a file may hold ({LARGEST // 2:,}). Shorten the history_.")
+    about = dict(medstrat=text, sha256=tensors_digest(tensors, text))
     part = Path(f"{path}.{os.getpid()}.part")
-    try:   # written by Python, so that the umask is respected
-        part.write_bytes(save(tensors, metadata=dict(medstrat=text, sha256=tensors_digest(tensors, text))))
+    try:
+        part.write_bytes(save(tensors, metadata=about))
         part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    finally: part.unlink(missing_ok=True)
 
 # %% ../../nbs/03_training/12_saving.ipynb #f43e4b76
+def _opened(path) -> tuple:  # (what stands about the tensors, tensors)
+    "A safetensors file, if its header is of a sensible length."
+    from safetensors import safe_open
+    with open(path, "rb") as f: size = int.from_bytes(f.read(8), "little")
+    if size > LARGEST: raise ValueError(f"its header claims {size:,} bytes")
+    with safe_open(path, "pt") as f:
+        return f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+
+def _check_sum(kind, about: dict, tensors: dict):
+    "Refuse what has been damaged. The first format had no check sum."
+    expected = None if kind == 1 else tensors_digest(tensors, about["medstrat"])
+    if kind in READABLE and about.get("sha256") != expected:
+        raise ValueError("its check sum does not agree with its content: it has been damaged")
+
+# %% ../../nbs/03_training/12_saving.ipynb #135d155a
 def read_tensors(path) -> tuple:  # (header, tensors)
-    "Read what `write_tensors` wrote; anything else, and every damaged file, is refused by a ValueError that names it."
-    from safetensors import SafetensorError, safe_open
+    "Read what `write_tensors` wrote; a ValueError names whatever else, or damaged, is there."
+    from safetensors import SafetensorError
     if not Path(path).exists(): raise FileNotFoundError(f"there is no file {str(path)!r}.")
     try:
-        with open(path, "rb") as f: size = int.from_bytes(f.read(8), "little")
-        if size > LARGEST: raise ValueError(f"its header claims {size:,} bytes")
-        with safe_open(path, "pt") as f: about, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+        about, tensors = _opened(path)
         header = json.loads(about["medstrat"])
         kind = header["format"]
-        if kind in READABLE and about.get("sha256") != (
-            None if kind == 1 else tensors_digest(tensors, about["medstrat"])
-        ):
-            raise ValueError("its check sum does not agree with its content: it has been damaged")
+        _check_sum(kind, about, tensors)
     except (SafetensorError, KeyError, TypeError, ValueError, OSError, RecursionError) as e:
         raise ValueError(f"{str(path)!r} is not a model saved by medstrat ({e}).") from None
-    if kind not in READABLE:
-        raise ValueError(f"{str(path)!r} has model format {kind}; this version of medstrat ({__version__}) reads "
-                         f"{' and '.join(map(str, READABLE))}. It was written by medstrat {header.get('medstrat')}; "
-                         "install that version to read it.")
-    return header, tensors
+    if kind in READABLE: return header, tensors
+    raise ValueError(f"{str(path)!r} has model format {kind}; this version of medstrat "
+                     f"({__version__}) reads {' and '.join(map(str, READABLE))}. It was written by "
+                     f"medstrat {header.get('medstrat')}; install that version to read it.")
 
 # %% ../../nbs/03_training/12_saving.ipynb #fc4902b9
 def _read_model(path) -> tuple:  # (header, tensors)
     header, tensors = read_tensors(path)
-    missing = ({"method", "own_networks", "settings", "n_clusters"} - set(header)
-               | ({"labels_"} - set(tensors) if "classes" not in header else set()))
-    if missing: raise ValueError(f"{str(path)!r} is not a model saved by medstrat (it has no {', '.join(sorted(missing))}).")
+    missing = {"method", "own_networks", "settings", "n_clusters"} - set(header)
+    if "classes" not in header: missing |= {"labels_"} - set(tensors)
+    what = f"{str(path)!r} is not a model saved by medstrat"
+    if missing: raise ValueError(f"{what} (it has no {', '.join(sorted(missing))}).")
     try: return as_now(header, tensors)
     except (KeyError, TypeError, AttributeError, IndexError) as e:
-        raise ValueError(f"{str(path)!r} is not a model saved by medstrat ({e!r}).") from None
+        raise ValueError(f"{what} ({e!r}).") from None
 
 # %% ../../nbs/03_training/12_saving.ipynb #e41371bc
 def read_header(
@@ -100,26 +109,22 @@ def read_header(
 def as_now(header: dict, tensors: dict) -> tuple:
     "Content of a file of an earlier format, as the present format has it."
     if header["format"] >= 3: return header, tensors
-    renamed = {
-        part: {RENAMED.get(k, k): v for k, v in header[part].items()}
-        for part in ("settings", "provenance")
-    }
-    header, tensors = header | renamed, dict(tensors)
-    if "net.told" in tensors: tensors["net.decoder_is_told"] = tensors.pop("net.told")
-    if (
-        header["method"] == "transfer"
-    ):  # its classes were told as a condition, and it kept their means
-        header |= dict(classes=list(header["covariates"][0]["categories"]), covariates=None)
-        for part in renamed:
-            header[part].pop("n_clusters", None)
-        tensors = {
-            k: v for k, v in tensors.items() if not k.startswith("net.bank.") and k != "labels_"
-        }
-    return header, tensors
+    renew = lambda values: {RENAMED.get(k, k): v for k, v in values.items()}
+    header = header | {part: renew(header[part]) for part in ("settings", "provenance")}
+    tensors = {"net.decoder_is_told" if k == "net.told" else k: v for k, v in tensors.items()}
+    return _classes_only(header, tensors) if header["method"] == "transfer" else (header, tensors)
+
+def _classes_only(header: dict, tensors: dict) -> tuple:
+    "A classifier of an earlier format: its classes were told as a condition, their means kept."
+    classes = list(header["covariates"][0]["categories"])
+    header = header | dict(classes=classes, covariates=None)
+    for part in ("settings", "provenance"): header[part].pop("n_clusters", None)
+    of_clusters = lambda k: k.startswith("net.bank.") or k == "labels_"
+    return header, {k: v for k, v in tensors.items() if not of_clusters(k)}
 
 # %% ../../nbs/03_training/12_saving.ipynb #900a50bf
 def save_model(estimator, path):
-    "Write a fitted estimator to one file."
+    "Write a fitted estimator to one file. NotFittedError, OSError."
     check_is_fitted(estimator, "module_")
     tensors = {f"net.{k}": v for k, v in estimator.module_.state_dict().items()}
     if hasattr(estimator, "labels_"): tensors["labels_"] = torch.from_numpy(estimator.labels_)
@@ -127,25 +132,18 @@ def save_model(estimator, path):
 
 # %% ../../nbs/03_training/12_saving.ipynb #72f7bd90
 def header_of(estimator) -> dict:
-    "Everything about a fitted estimator but its tensors."
+    "Everything about a fitted estimator but its tensors, as JSON takes it."
     e, cls = estimator, type(estimator)
-    keep = {k: getattr(e.settings_, k) for k in parameters(cls) if k not in parameters(cls, "machine", "module")}
+    left_out = parameters(cls, "machine", "module")
+    own = [k for k in parameters(cls, "module") if getattr(e.settings_, k) is not None]
     header = dict(
-        format=FORMAT,
-        medstrat=__version__,
-        method=e.name,
-        settings=keep,
-        provenance=e.provenance_,
-        image_shape=e.image_shape_,
-        random_state=e.random_state_,
-        interrupted=e.interrupted_,
-        n_iter=e.n_iter_,
-        history=e.history_.to_dict("records"),
-        n_clusters=e.n_clusters_,
-        covariates=e.covariates_ and e.covariates_.to_list(),
-        own_networks=[k for k in parameters(cls, "module") if getattr(e.settings_, k) is not None],
-    )
-    return header if not hasattr(e, "classes_") else dict(header, classes=e.classes_.tolist())
+        format=FORMAT, medstrat=__version__, method=e.name,
+        settings={k: getattr(e.settings_, k) for k in parameters(cls) if k not in left_out},
+        provenance=e.provenance_, image_shape=e.image_shape_, random_state=e.random_state_,
+        interrupted=e.interrupted_, n_iter=e.n_iter_, history=e.history_.to_dict("records"),
+        n_clusters=e.n_clusters_, covariates=e.covariates_ and e.covariates_.to_list(),
+        own_networks=own)
+    return header | (dict(classes=e.classes_.tolist()) if hasattr(e, "classes_") else {})
 
 # %% ../../nbs/03_training/12_saving.ipynb #ce3ee4bd
 def load_model(
@@ -153,37 +151,47 @@ def load_model(
     cls=None,      # the estimator's class; None: the registered method that the file names
     **networks,    # encoder=…, decoder=… where the model was built with networks of your own
 ):
-    "Load a fitted estimator; the method's name is in the file."
+    "Load a fitted estimator; the method's name is in the file. ValueError for what does not fit."
     header, tensors = _read_model(path)
     if cls is not None and header["method"] != cls.name:
-        raise ValueError(f"{str(path)!r} holds a {header['method']!r}, not a {cls.name!r}. Use load_model(path), which takes any method.")
-    missing = set(header["own_networks"]) - set(networks)
-    if missing:
-        raise ValueError(f"{str(path)!r} was fitted with networks of your own: "
-                         f"give {', '.join(f'{m}=…' for m in sorted(missing))} to load it.")
+        raise ValueError(f"{str(path)!r} holds a {header['method']!r}, not a {cls.name!r}. "
+                         "Use load_model(path), which takes any method.")
+    if missing := set(header["own_networks"]) - set(networks):
+        raise ValueError(f"{str(path)!r} was fitted with networks of your own: give "
+                         f"{', '.join(f'{m}=…' for m in sorted(missing))} to load it.")
     model = (cls or get_method(header["method"]))()
     try: _rebuild(model, header, tensors, networks)
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as e:
-        raise ValueError(f"the weights or settings in {str(path)!r} do not fit the networks: {e}") from None
+        raise ValueError(f"the weights or settings in {str(path)!r} do not fit the networks: "
+                         f"{e}") from None
     return model
+
+# %% ../../nbs/03_training/12_saving.ipynb #2a82eaf4
+def _settle(model, settings: dict, networks: dict):
+    "Give an estimator the settings of a file; KeyError for a parameter that it does not have."
+    known, machine = parameters(type(model)), parameters(type(model), "machine")
+    saved = {k: v for k, v in settings.items() if k not in machine}
+    if unknown := sorted(set(saved) - set(known)):
+        raise KeyError(f"{model.name} has no parameter {unknown[0]!r}")
+    as_tuple = lambda v: tuple(v) if isinstance(v, list) else v     # JSON has no tuples
+    model.set_params(**{k: as_tuple(v) for k, v in saved.items()}, **networks)
+    model.settings_ = Settings(**{k: getattr(model, k) for k in known})
 
 # %% ../../nbs/03_training/12_saving.ipynb #2cf87176
 def _rebuild(model, header: dict, tensors: dict, networks: dict):
-    "Fill an estimator from a file's content. What belongs to a machine stays as it is here; older files hold some of it."
-    saved = {k: v for k, v in header["settings"].items() if k not in parameters(type(model), "machine")}
-    if unknown := sorted(set(saved) - set(parameters(type(model)))):
-        raise KeyError(f"{model.name} has no parameter {unknown[0]!r}")
-    model.set_params(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}, **networks)
-    s = model.settings_ = Settings(**{k: getattr(model, k) for k in parameters(type(model))})
-    model.provenance_, model.image_shape_, model.checkpoint_, model.found_ = (
-        header["provenance"], tuple(header["image_shape"]), None, {})
-    for name in ("random_state", "interrupted", "n_iter", "n_clusters"): setattr(model, f"{name}_", header[name])
+    "Fill an estimator from a file's content."
+    _settle(model, header["settings"], networks)
+    model.provenance_, model.image_shape_ = header["provenance"], tuple(header["image_shape"])
+    model.checkpoint_, model.found_ = None, {}
+    for name in ("random_state", "interrupted", "n_iter", "n_clusters"):
+        setattr(model, f"{name}_", header[name])
     model.history_ = pd.DataFrame(header["history"])
-    model.covariates_ = header.get("covariates") and Covariates.from_list(header["covariates"])
-    if "classes" in header:model.classes_ = np.array(header["classes"])
+    told = header.get("covariates")
+    model.covariates_ = told and Covariates.from_list(told)
+    if "classes" in header: model.classes_ = np.array(header["classes"])
     else: model.labels_ = tensors.pop("labels_").numpy()
-    with isolated():
-        net = build(model.method, s, model.image_shape_, model.n_clusters_,
-                    0 if model.covariates_ is None else model.covariates_.width)
+    width = 0 if model.covariates_ is None else model.covariates_.width
+    facts = model.settings_, model.image_shape_, model.n_clusters_, width
+    with isolated(): net = build(model.method, *facts)
     net.load_state_dict({k.removeprefix("net."): v for k, v in tensors.items()})
     model.module_ = net.eval()

@@ -12,12 +12,14 @@ import numpy as np
 def seed32(
     seed: int,  # a whole number ≥ 0 of any size, also a numpy integer
 ) -> int:       # the same below 2³², else a number below 2³² that depends on all digits
-    "A seed that everybody takes. ValueError (with what was given) for anything but a whole number ≥ 0."
-    if isinstance(seed, (bool, np.bool_)) or not isinstance(seed, (int, np.integer)) or seed < 0:
+    "A seed that everybody takes; ValueError for anything but a whole number ≥ 0."
+    no_number = isinstance(seed, (bool, np.bool_)) or not isinstance(seed, (int, np.integer))
+    if no_number or seed < 0:
         raise ValueError(f"the seed {seed!r} cannot be used; give a whole number ≥ 0.")
-    return int(seed) if seed < 2**32 else int(np.random.SeedSequence(int(seed)).generate_state(1)[0])
+    if seed < 2**32: return int(seed)
+    return int(np.random.SeedSequence(int(seed)).generate_state(1)[0])
 
 # %% ../../nbs/03_training/03_seeds.ipynb #7b76ec75
-def mix_seed(*parts: int) -> int:
-    "One seed from several numbers, well mixed (numpy's SeedSequence)."
+def mix_seed(*parts: int) -> int:  # a number below 2³²
+    "One seed from several numbers ≥ 0, well mixed (numpy's `SeedSequence`)."
     return int(np.random.SeedSequence([int(p) for p in parts]).generate_state(1)[0])

@@ -1,19 +1,17 @@
-"The methods: presets and names."
+"Presets: every value in the tables is possible and has a source; chains, data sets, what is given."
 import json
+from dataclasses import dataclass
 from typing import get_type_hints
 
 import pytest
 from conftest import ALL, METHODS
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from medstrat.data.images import ImageSet
 from medstrat.training.fitting import Fit
-from medstrat.training.parameters import check_value
-from medstrat.training.presets import CHAINS, lookup, resolve
-from medstrat.training.registry import get_method, list_methods, register
+from medstrat.training.parameters import Positive, check_value, param
+from medstrat.training.presets import CHAINS, Value, lookup, resolve
+from medstrat.training.registry import get_method, list_methods
 
-# ---- presets and names
 
 def _all_values():
     for cls in dict.fromkeys(c for m in list_methods() for c in m.__mro__ if "presets" in vars(c)):   # in an order that is the same in all processes
@@ -71,35 +69,19 @@ def test_the_preset_follows_the_name_of_the_set(X, monkeypatch):
     assert a.fit(X).settings_.epochs == 20
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.sampled_from(ALL), st.randoms())
-def test_names_without_case_and_punctuation(name, random):
-    letters = [c.upper() if random.random() < 0.5 else c.lower() for c in name if c.isalnum()]
-    spelled = "".join(c + random.choice(["", "", "_", "-", " ", "+", "."]) for c in letters)
-    assert get_method(spelled).name == name
+@dataclass(kw_only=True)
+class Own:
+    preset: str = param("where values left at None come from", "origin", "best")
+    lr: Positive | None = param("learning rate", "training")
+    verbose: bool = param("show a progress bar", "machine", True)
+    presets = dict(ours={"*": dict(lr=Value(-1, "a misprint"))})
 
 
-def test_all_methods_are_listed_once():
-    assert len(set(ALL)) == len(ALL) >= 5
-    assert get_method("VAE+KMeans") is get_method("vae_kmeans") and get_method("k-means").name == "pixels + k-means" and get_method("autoencoder+kmeans").name == "AE + k-means"
-    assert {get_method(n).name for n in ("contrastive", "Contrastive Autoencoder", "contrastive_ae", "ContrastiveAE")} == {"contrastive AE"}
-    plain = [a for m in list_methods() for a in {"".join(filter(str.isalnum, n.lower())) for n in (m.name, *getattr(m, "aliases", ()))}]
-    assert len(plain) == len(set(plain)), "two methods share a name"
+def test_values_of_a_table_are_checked_too():
+    with pytest.raises(ValueError, match="lr=-1"): resolve(Own())
+    with pytest.raises(ValueError, match="unknown preset 'bestt'.*best"): resolve(Own(preset="bestt"))
 
 
-def test_an_unknown_method_lists_near_matches():
-    with pytest.raises(ValueError, match="unknown model 'vaesin'.*Did you mean 'VAESim'"): get_method("vaesin")
-    with pytest.raises(ValueError, match="There are: .*VAESim"): get_method("")
-
-
-def test_a_new_method_can_be_registered(X, monkeypatch):
-    import medstrat.training.registry as module
-    monkeypatch.setattr(module, "_methods", dict(module._methods))
-    base = get_method("AE + k-means")
-    @register
-    class Mine(base):
-        "A method of the user."
-        name, aliases = "my method", ("mine",)
-    assert get_method("MyMethod") is get_method("mine") is Mine and Mine in list_methods()
-    a = Mine(n_clusters=2, image_size=16, epochs=1, channels=(2,), latent_dim=2, verbose=False, random_state=0, accelerator="cpu").fit(X)
-    assert set(a.labels_) <= {0, 1}
+def test_where_values_come_from():
+    assert resolve(Own(lr=1, verbose=False))[1] == dict(preset="default", lr="given", verbose="given")
+    assert resolve(Own(lr=1, preset="paper", verbose=True))[1] == dict(preset="given", lr="given", verbose="default")
