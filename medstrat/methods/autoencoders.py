@@ -10,7 +10,7 @@ __all__ = ['AutoencoderNetwork', 'OneCluster', 'beside', 'log_of_sigma', 'own_or
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -146,7 +146,7 @@ class Autoencoder(DeepClusterer):
         "your own module: (B, latent_dim + condition) → logits (B,C,H,W)", "module")
 
     name, method = "autoencoder", AutoencoderNetwork
-    presets = dict(ours={"*": dict(
+    presets: ClassVar[dict] = dict(ours={"*": dict(
         network=Value("conv", "images"),
         channels=Value((32, 64, 128), "three blocks, as in VAESim and CDVaDE"),
         hidden=Value((500, 500, 2000), "DEC, VaDE"),

@@ -11,7 +11,7 @@ __all__ = ['nearest', 'choose', 'without_elbow', 'kmeans', 'KMeansParameters', '
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ class KMeansParameters(DeepClusterer):
     )
     n_init: Count | None = param("starts of k-means; the best is kept", "clustering")
 
-    presets = dict(ours={"*": dict(n_init=Value(10, "scikit-learn's long-time default"))})
+    presets: ClassVar[dict] = dict(ours={"*": dict(n_init=Value(10, "scikit-learn's long-time default"))})
 
     @property
     def choice_(self) -> Choice:

@@ -8,7 +8,7 @@ __all__ = ['BEST', 'BEST_ON', 'DECNetwork', 'IDECNetwork', 'SelfTrainingParamete
 # %% ../../nbs/04_methods/06_dec.ipynb #f864440e
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -84,7 +84,7 @@ class SelfTrainingParameters(PretrainingParameters):
     optimizer: Literal["adam", "sgd"] | None = param(
         "of the refinement; sgd: momentum 0.9", "training")
 
-    presets = dict(ours={"*": dict(
+    presets: ClassVar[dict] = dict(ours={"*": dict(
         init=Value("k-means", "DEC §3.2"), n_init=Value(20, "DEC §4.3: 20 starts"),
         alpha=Value(1.0, "DEC §3.1; DVC Eq. 7"), target=Value("dec", "DEC Eq. 3"),
         target_gamma=Value(2.0, "DVC Eq. 9"), update_interval=Value(140, "IDEC §4.3, MNIST"),
@@ -106,7 +106,7 @@ _PAPER = dict(
     augment=Value("none", "not mentioned"), epochs=Value(85, "20,000 iterations at most"))
 
 # %% ../../nbs/04_methods/06_dec.ipynb #fe22372b
-BEST = dict(
+BEST: dict = dict(
     augment=Value("affine", "Guo et al. 2018; see chapter Pre-training"),
     init=Value("mixture", "its likelihood tells good starts from bad ones, see chapter"
                           " Self-training"),
@@ -126,7 +126,7 @@ _STEPS = "few images: smaller batches and more epochs give the pre-training enou
 _SIZES = dict(   # batch size, epochs of the pre-training
     digits=(64, 100), pneumoniamnist=(128, 60), brain_mri_4class_128=(64, 60),
     brain_mri_yesno_128=(64, 60), fundus_glaucoma_128=(32, 60), brats=(64, 60), refuge=(32, 60))
-BEST_ON = {
+BEST_ON: dict = {
     name: dict(init=_FEW, batch_size=Value(batch, _STEPS), pretrain_epochs=Value(epochs, _STEPS))
     for name, (batch, epochs) in _SIZES.items()
 }

@@ -15,7 +15,7 @@ import warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +62,7 @@ class PretrainingParameters:
         "folder of earlier pre-trainings; a new one is kept there, a known one taken from there",
         "machine")
 
-    presets = dict(ours={"*": dict(
+    presets: ClassVar[dict] = dict(ours={"*": dict(
         pretrain=Value("end-to-end", "simplest"),
         pretrain_epochs=Value(40, "as the autoencoder baseline"),
         layer_epochs=Value(10, "ours"),

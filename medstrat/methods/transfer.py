@@ -9,7 +9,7 @@ __all__ = ['BackboneNetwork', 'BackboneParameters', 'FeatureKMeansNetwork', 'Fea
 # %% ../../nbs/04_methods/11_transfer.ipynb #3769771e
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -69,7 +69,7 @@ class BackboneParameters:
     input_size: Count | None = param("S, images are resized to S×S pixels on the device", "network")
     cache_dir: Any = param("folder where features are kept; None: in memory only", "machine")
 
-    presets = dict(
+    presets: ClassVar[dict] = dict(
         paper={"*": dict(
             backbone=Value(
                 "resnet18.tv_in1k",
@@ -93,7 +93,7 @@ class FeatureKMeansNetwork(BackboneNetwork):
 # %% ../../nbs/04_methods/11_transfer.ipynb #1ec536f2
 @register
 @dataclass(kw_only=True, repr=False, eq=False)
-class FeatureKMeans(BackboneParameters, KMeansParameters, DeepClusterer):  # type: ignore[misc]
+class FeatureKMeans(BackboneParameters, KMeansParameters, DeepClusterer):
     "k-means on a network's features, trained on ImageNet. Source: Ferrante et al. §2."
     name, method = "features + k-means", FeatureKMeansNetwork
     aliases = "backbone + k-means", "feature + KM"

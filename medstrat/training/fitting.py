@@ -13,7 +13,7 @@ import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ class CommonParameters:
         "further keywords of Lightning's Trainer (devices, strategy, logger, …)", "machine")
     verbose: bool = param("show a progress bar", "machine", True)
 
-    presets = dict(ours={"*": dict(
+    presets: ClassVar[dict] = dict(ours={"*": dict(
         epochs=Value(40, "enough for the losses to level off on the sets in this book"),
         batch_size=Value(128, "usual for networks of this size"),
         lr=Value(1e-3, "Adam's default"),
