@@ -15,6 +15,7 @@ from torch import nn
 from medstrat.data.images import ImageSet
 from medstrat.methods.autoencoders import Autoencoder
 from medstrat.runs import records as runs
+from medstrat.runs.tables import read_runs
 from medstrat.training.fitting import Fit
 from medstrat.training.method import Network
 from medstrat.training.registry import get_method
@@ -466,7 +467,7 @@ def test_runs(model, condition, tmp_path):
     run = runs.start_run(model, dataset="colored-digits", condition=condition, out=tmp_path, **own)
     folder = runs.finish(run)
     assert "condition" in folder.name
-    table_ = runs.read_runs(tmp_path, settings=["condition"])
+    table_ = read_runs(tmp_path, settings=["condition"])
     assert len(table_) == 1 and table_.model[0] == run.model.name and table_.dataset[0] == "colored-digits" and "condition=" in table_.parameters[0] and list(np.atleast_1d(table_.condition[0])) == list(np.atleast_1d(condition))
     a, test = load_model(folder / "model.safetensors"), run.splits.test
     assert (a.predict(test) == run.encoded["test"].clusters).all() and a.reconstruct(test).shape == (len(test), 16, 16, 3) and a.covariates_.names == list(np.atleast_1d(condition))

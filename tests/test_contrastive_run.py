@@ -4,7 +4,8 @@ import json
 import pandas as pd
 import pytest
 
-from medstrat.runs.records import finish, read_runs, start_run
+from medstrat.runs.records import finish, start_run
+from medstrat.runs.tables import read_runs
 from medstrat.training.saving import load_model
 
 

@@ -7,7 +7,8 @@ from conftest import BACKBONE, backbone_file, images
 
 from medstrat.parts import backbones
 from medstrat.parts.backbones import Backbone
-from medstrat.runs.records import finish, read_runs, start_run
+from medstrat.runs.records import finish, start_run
+from medstrat.runs.tables import read_runs
 from medstrat.training.saving import load_model
 
 TINY, SIDE = BACKBONE, 32

@@ -7,7 +7,7 @@ __all__ = ['DeepEstimator', 'can', 'check_cluster', 'told_rows', 'as_pictures', 
 
 # %% ../../nbs/03_training/14_estimator.ipynb #2e0903c6
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import pandas as pd
@@ -51,7 +51,7 @@ class DeepEstimator(
         condition=None,   # what the decoder is told: columns of X's table, or values, row by image
         validation=None,  # images for a validation loss; with a condition, or labels: an ImageSet
         resume=None,      # a checkpoint of an earlier fit with the same parameters and images
-    ):
+    ) -> Self:
         "Train on images. Ctrl-C ends the training in order and keeps what has been learned."
         with isolated():
             fit = settle(self, X, y, condition, validation, resume)
