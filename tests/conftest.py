@@ -19,6 +19,7 @@ import pytest  # noqa: E402
 
 from medstrat.data.sources import forget_notices  # noqa: E402
 from medstrat.data.images import ImageSet  # noqa: E402
+from medstrat.training.estimator import DeepClusterer  # noqa: E402
 from medstrat.training.registry import get_method, list_methods  # noqa: E402
 
 hypothesis.settings.register_profile("repeatable", derandomize=True)   # the same examples in every run
@@ -388,3 +389,38 @@ def quick_run(path, out, **words):
     "The folder of a run that takes no training"
     from medstrat.runs.records import finish, start_run
     return finish(start_run("pixels+kmeans", path, out=out, n_clusters=3, verbose=False, **words))
+
+
+# ---- draws
+
+@pytest.fixture
+def decoded(monkeypatch):
+    "The embeddings that are drawn, in place of images"
+    found = []
+    monkeypatch.setattr(DeepClusterer, "inverse_transform", lambda self, Z, condition=None: found.append(Z) or np.zeros((len(Z), 16, 16, 1)))
+    return found
+
+
+# ---- backbones
+
+@pytest.fixture(scope="session")
+def file():
+    "A file with weights of a tiny backbone"
+    return backbone_file()
+
+
+@pytest.fixture
+def empty_memory():
+    "No features kept from an earlier test"
+    from medstrat.parts import backbones
+    backbones._recent.clear()
+
+
+@pytest.fixture
+def spy(monkeypatch):
+    "How many images the backbone was given"
+    from medstrat.parts.backbones import Backbone
+    seen = []
+    real = Backbone.forward
+    monkeypatch.setattr(Backbone, "forward", lambda self, x: seen.append(len(x)) or real(self, x))
+    return seen

@@ -2,12 +2,12 @@
 import gzip
 import io
 import struct
-import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
+from helpers import memory
 
 from medstrat.data import npz
 from medstrat.data.private.brats import _volume
@@ -58,14 +58,6 @@ def test_things_that_are_no_npz(tmp_path):
 
 
 # ---- bombs
-
-def memory(f):
-    "The largest memory that `f` takes, in bytes"
-    tracemalloc.start()
-    try:
-        f()
-        return tracemalloc.get_traced_memory()[1]
-    finally: tracemalloc.stop()
 
 
 def test_bombs_are_refused_before_they_are_unpacked(tmp_path, monkeypatch):

@@ -3,35 +3,15 @@ import json
 
 import numpy as np
 import pytest
-from conftest import BACKBONE, backbone_file, images
+from conftest import BACKBONE, images
 
-from medstrat.parts import backbones
-from medstrat.parts.backbones import Backbone
 from medstrat.runs.records import finish, start_run
 from medstrat.runs.tables import read_runs
 from medstrat.training.saving import load_model
 
 TINY, SIDE = BACKBONE, 32
 
-pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-
-
-@pytest.fixture(scope="module")
-def file(): return backbone_file()
-
-
-@pytest.fixture(autouse=True)
-def empty_memory():
-    backbones._recent.clear()
-
-
-@pytest.fixture
-def spy(monkeypatch):
-    "How many images the backbone was given"
-    seen = []
-    real = Backbone.forward
-    monkeypatch.setattr(Backbone, "forward", lambda self, x: seen.append(len(x)) or real(self, x))
-    return seen
+pytestmark = [pytest.mark.usefixtures("empty_memory"), pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")]
 
 
 @pytest.fixture

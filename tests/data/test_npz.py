@@ -2,11 +2,11 @@
 import gzip
 import io
 import struct
-import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
+from helpers import memory
 
 from medstrat.data import npz
 from medstrat.data.npz import gunzip, open_npz, read_arrays, read_shapes
@@ -162,15 +162,6 @@ def test_shapes_alone_and_arrays_one_by_one(tmp_path):
         one = npz.read_array(z, found["test_images"], tmp_path / "cohort.npz", "test_images")
     assert np.array_equal(one, arrays["test_images"]) and one.flags.f_contiguous
     with pytest.raises(KeyboardInterrupt), open_npz(tmp_path / "cohort.npz"): raise KeyboardInterrupt   # not the file's fault
-
-
-def memory(f):
-    "The largest memory that `f` takes, in bytes"
-    tracemalloc.start()
-    try:
-        f()
-        return tracemalloc.get_traced_memory()[1]
-    finally: tracemalloc.stop()
 
 
 def test_bombs_are_refused_before_they_are_unpacked(tmp_path, monkeypatch):

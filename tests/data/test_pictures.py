@@ -1,5 +1,4 @@
 "Pictures of images: gray and RGB, bytes and floats, one image or a hundred clusters; what is refused; one look."
-from itertools import combinations
 
 import matplotlib
 
@@ -7,7 +6,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from helpers import check, overlapping
 
 from medstrat.data.pictures import (
     cluster_colors,
@@ -25,21 +24,6 @@ from medstrat.data.pictures import (
 def pictures(n, kind, dtype, size=12):
     x = np.random.default_rng(0).random((n, size, size, 3) if kind == "rgb" else (n, size, size, 1) if kind == "gray1" else (n, size, size))
     return (255 * x).astype(np.uint8) if dtype == "uint8" else x.astype(dtype)
-
-
-def overlapping(fig, texts):
-    "Pairs of texts whose boxes overlap by more than a pixel when drawn."
-    FigureCanvasAgg(fig).draw() # a closed figure has no canvas of its own
-    boxes = [(t.get_text(), t.get_window_extent()) for t in texts if t.get_text() and t.get_visible()]
-    return [(a, b) for (a, p), (b, q) in combinations(boxes, 2)
-            if min(p.x1, q.x1) - max(p.x0, q.x0) > 1 and min(p.y1, q.y1) - max(p.y0, q.y0) > 1]
-
-
-def check(fig):
-    "Not left open in pyplot, not wider than a notebook, and drawable."
-    assert not plt.get_fignums() and fig.get_size_inches()[0] <= 9.01
-    FigureCanvasAgg(fig).draw()
-    return fig
 
 
 @pytest.mark.parametrize("kind", ["gray", "gray1", "rgb"])

@@ -7,7 +7,6 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 
-from medstrat.training.estimator import DeepClusterer
 
 # ---- pixels and principal components
 
@@ -63,13 +62,6 @@ def test_a_network_that_was_trained_before(method, X, fitted, tmp_path):
 
 
 # ---- draws
-
-@pytest.fixture
-def decoded(monkeypatch):
-    "The embeddings that are drawn, in place of images"
-    found = []
-    monkeypatch.setattr(DeepClusterer, "inverse_transform", lambda self, Z, condition=None: found.append(Z) or np.zeros((len(Z), 16, 16, 1)))
-    return found
 
 
 @pytest.mark.parametrize("method", ["VAE + k-means", "VAESim"])   # both take draws from the prior

@@ -19,10 +19,10 @@ from conftest import (
     spied,
     tiny,
 )
+from helpers import Largest
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from medstrat.methods import self_training
 from medstrat.methods.self_training import first_clusters
@@ -120,16 +120,6 @@ def test_target_does_not_depend_on_batches(quarters, refined, monkeypatch):
         np.testing.assert_allclose(parts.P, whole.P, atol=1e-5)
         np.testing.assert_allclose(parts.w, whole.w, rtol=1e-5)
         assert max(seen) == size; seen.clear()
-
-
-class Largest(TorchDispatchMode):
-    "The number of values in the largest tensor that any operation returns"
-    size = 0
-    def __torch_dispatch__(self, fn, types, args=(), kwargs=None):
-        out = fn(*args, **(kwargs or {}))
-        for t in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(t, torch.Tensor): self.size = max(self.size, t.numel())
-        return out
 
 
 def test_a_renewal_needs_no_more_than_n_times_k():

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import BACKBONE, backbone_file, images, interrupt, same_weights
+from conftest import BACKBONE, images, interrupt, same_weights
 from sklearn.base import clone, is_classifier
 from sklearn.cluster import KMeans
 from sklearn.metrics import accuracy_score, get_scorer, log_loss
@@ -21,25 +21,7 @@ from medstrat.training.saving import load_model
 
 TINY, SIDE = BACKBONE, 32
 
-pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-
-
-@pytest.fixture(scope="module")
-def file(): return backbone_file()
-
-
-@pytest.fixture(autouse=True)
-def empty_memory():
-    backbones._recent.clear()
-
-
-@pytest.fixture
-def spy(monkeypatch):
-    "How many images the backbone was given"
-    seen = []
-    real = Backbone.forward
-    monkeypatch.setattr(Backbone, "forward", lambda self, x: seen.append(len(x)) or real(self, x))
-    return seen
+pytestmark = [pytest.mark.usefixtures("empty_memory"), pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")]
 
 
 def labelled(n=60, seed=0, **more): return ImageSet(images(n, seed=seed), pd.DataFrame(dict(kind=np.arange(n) % 2, **more)), target="kind")

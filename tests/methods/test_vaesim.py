@@ -9,17 +9,8 @@ from sklearn.cluster import KMeans
 
 from medstrat.methods.vaesim import first_images, is_due
 from medstrat.parts.prototypes import orthogonality
-from medstrat.training.estimator import DeepClusterer
 from medstrat.training.method import Batch, Told
 from medstrat.training.phases import Moment
-
-
-@pytest.fixture
-def decoded(monkeypatch):
-    "The embeddings that are drawn, in place of images"
-    found = []
-    monkeypatch.setattr(DeepClusterer, "inverse_transform", lambda self, Z, condition=None: found.append(Z) or np.zeros((len(Z), 16, 16, 1)))
-    return found
 
 
 def test_decoder_uses_its_condition(X, fitted):

@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import BACKBONE, backbone_file, images
+from conftest import BACKBONE, images
 
 import medstrat.parts.backbones as backbones
 from medstrat.parts.backbones import (
@@ -19,22 +19,10 @@ from medstrat.parts.backbones import (
 )
 
 TINY, SIDE = BACKBONE, 32
-@pytest.fixture(scope="module")
-def file(): return backbone_file()
+
+pytestmark = pytest.mark.usefixtures("empty_memory")
 
 
-@pytest.fixture(autouse=True)
-def empty_memory():
-    backbones._recent.clear()
-
-
-@pytest.fixture
-def spy(monkeypatch):
-    "How many images the backbone was given"
-    seen = []
-    real = Backbone.forward
-    monkeypatch.setattr(Backbone, "forward", lambda self, x: seen.append(len(x)) or real(self, x))
-    return seen
 
 
 def state(net): return {k: v.clone() for k, v in net.state_dict().items()}

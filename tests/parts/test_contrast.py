@@ -7,25 +7,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from helpers import pairs, slow_nt_xent
 
 from medstrat.parts.contrast import nt_xent, partner_found
-
-
-def slow_nt_xent(z1, z2, tau, denominator):
-    "Eq. 1, one pair at a time, in float64, the exponentials shifted by the largest"
-    z = np.concatenate([np.asarray(z1, np.float64), np.asarray(z2, np.float64)])
-    b, total = len(z1), 0.0
-    cos = lambda a, b: (a * b).sum() / math.sqrt((a * a).sum()) / math.sqrt((b * b).sum())
-    for i in range(2 * b):
-        j = i + b if i < b else i - b
-        terms = [cos(z[i], z[k]) / tau for k in range(2 * b) if k != i and not (denominator == "negatives" and k == j)]
-        total += max(terms) + math.log(sum(math.exp(t - max(terms)) for t in terms)) - cos(z[i], z[j]) / tau
-    return total / (2 * b)
-
-
-def pairs(seed, b, p, scale=1.0, dtype=np.float32):
-    rng = np.random.default_rng(seed)
-    return [torch.from_numpy((scale * rng.uniform(-1, 1, (b, p))).astype(dtype)) for _ in range(2)]
 
 
 BOTH = pytest.mark.parametrize("denominator", ["all", "negatives"])

@@ -1,5 +1,4 @@
 "Maps, curves and compositions for 2 and 40 clusters: legible, reproducible, and refused where they would mislead."
-from itertools import combinations
 
 import matplotlib
 
@@ -8,25 +7,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from helpers import check, overlapping
 
 from medstrat.parts import figures
 from medstrat.parts.figures import embed_2d, plot_composition, plot_embedding, plot_history
-
-
-def overlapping(fig, texts):
-    "Pairs of texts whose boxes overlap by more than a pixel when drawn."
-    FigureCanvasAgg(fig).draw() # a closed figure has no canvas of its own
-    boxes = [(t.get_text(), t.get_window_extent()) for t in texts if t.get_text() and t.get_visible()]
-    return [(a, b) for (a, p), (b, q) in combinations(boxes, 2)
-            if min(p.x1, q.x1) - max(p.x0, q.x0) > 1 and min(p.y1, q.y1) - max(p.y0, q.y0) > 1]
-
-
-def check(fig):
-    "Not left open in pyplot, not wider than a notebook, and drawable."
-    assert not plt.get_fignums() and fig.get_size_inches()[0] <= 9.01
-    FigureCanvasAgg(fig).draw()
-    return fig
 
 
 @pytest.mark.parametrize("K", [2, 40])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
+from helpers import Largest
 
 from medstrat.parts.student import (
     StudentBank,
@@ -224,16 +224,6 @@ def test_targets_are_looked_up_by_index():
     order = torch.randperm(30, generator=torch.Generator().manual_seed(0))[:7]
     assert t.of(None, order).equal(t.P[order]) and not t.of(None, order).equal(t.P[:7])
     np.testing.assert_allclose(t.of(q[order]), t.P[order], atol=1e-6)              # without index: from q and the same weights
-
-
-class Largest(TorchDispatchMode):
-    "The number of values in the largest tensor that any operation returns"
-    size = 0
-    def __torch_dispatch__(self, fn, types, args=(), kwargs=None):
-        out = fn(*args, **(kwargs or {}))
-        for t in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(t, torch.Tensor): self.size = max(self.size, t.numel())
-        return out
 
 
 def test_distances_need_no_more_than_n_times_k():
