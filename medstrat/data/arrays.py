@@ -26,8 +26,9 @@ def _by(shape) -> str: return "×".join(map(str, shape))
 
 def _ambiguous(shape:tuple) -> str:
     "What to do with an array that may be one image or many"
-    if len(shape) == 3: return (
-        f"A 3-D array ({_by(shape)}) should be N×H×W, but its last axis looks like a channel. One image: x[None].")
+    if len(shape) == 3:
+        return (f"A 3-D array ({_by(shape)}) should be N×H×W, but its last axis looks like a channel. "
+                "One image: x[None].")
     return (f"A 2-D array ({_by(shape)}) is either one image or a table of features. One image: x[None]. "
             "N rows of H·W pixels each: x.reshape(-1, H, W), or x.reshape(-1, H, W, 3) for colour.")
 
@@ -132,8 +133,10 @@ def _item_image(item, i:int) -> np.ndarray:
 # %% ../../nbs/00_data/00_arrays.ipynb #a777fbc8
 def _other_mode(mode:str) -> str:
     "What to do with a Pillow image of another mode, so that nothing of the picture is lost"
-    if mode[0] not in "IF": return f"Use image.convert('{'L' if mode == '1' else 'RGB'}')." + (
-        " It drops the transparency: paste the image on a background first, if it has any." if mode[-1] in "Aa" else "")
+    if mode[0] not in "IF":
+        how = f"Use image.convert('{'L' if mode == '1' else 'RGB'}')."
+        if mode[-1] not in "Aa": return how
+        return how + " It drops the transparency: paste the image on a background first, if it has any."
     return (
         "Its values go beyond 0…255. As floats: numpy.asarray(image, 'float32') / 65535 for the full range of 16 bits,"
         " or numpy.clip((numpy.asarray(image, 'float32') - low) / (high - low), 0, 1), with the same low and high for"

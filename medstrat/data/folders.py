@@ -71,8 +71,7 @@ def missing_file(file:str, url:str, folders:list, why:str) -> FileNotFoundError:
     return FileNotFoundError(
         f"{file} is not there, and {why}.\nIt was looked for in: {looked}.\nTo get it: download {url} elsewhere, "
         "put it into one of these folders under that name, or set the environment variable MEDSTRAT_DATA "
-        "(or the argument data_dir) to the folder that holds it."
-    )
+        "(or the argument data_dir) to the folder that holds it.")
 
 # %% ../../nbs/00_data/07_folders.ipynb #ff3ab1be
 def _writable(folders:list): # Path or None

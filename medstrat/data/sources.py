@@ -165,8 +165,7 @@ def _unknown(name, text:str, data_dir) -> ValueError:
     paths = ", of ".join(s.reads for s in sources if s.reads)
     return ValueError(
         f"No data set is named {name!r}.{near} list_datasets() lists all of them; the path of"
-        f" {paths} works as well.{''.join(s.advice(text) for s in sources)}"
-    )
+        f" {paths} works as well.{''.join(s.advice(text) for s in sources)}")
 
 # %% ../../nbs/00_data/08_sources.ipynb #92537ffa
 def find_source(

@@ -61,7 +61,7 @@ def one_to_one(
     return match[k]
 
 # %% ../../nbs/02_parts/08_matching.ipynb #a3e94657
-def _two(a, b):
+def _paired_codes(a, b):
     "Two clusterings as int64 codes (N,); ValueError where they are not whole numbers ≥ 0 of one length."
     a, b = np.asarray(a), np.asarray(b)
     if a.ndim != 1 or a.shape != b.shape or not len(a):
@@ -78,7 +78,7 @@ def match_clusters(
     b: np.ndarray,  # (N,) clusters of the same images
 ) -> np.ndarray:    # (N,) b in the numbers of a; clusters without a partner: a's last + 1, + 2, …
     "Renumber `b` so that most images agree with `a`; ValueError for codes that are not ≥ 0."
-    a, b = _two(a, b)
+    a, b = _paired_codes(a, b)
     matched = one_to_one(b, a)
     left = matched < 0
     matched[left] = a.max() + 1 + np.unique(b[left], return_inverse=True)[1]
@@ -93,7 +93,7 @@ def agreement(
 ) -> dict:                      # agreement (0 … 1), by_chance, ari
     "Share of images on which two clusterings agree after matching; ValueError for other codes."
     from sklearn.metrics import adjusted_rand_score
-    a, b = _two(a, b)
+    a, b = _paired_codes(a, b)
     # chance depends on the sizes alone; in order, a and b may change places, and be renumbered
     sizes = sorted(np.sort(np.unique(c, return_counts=True)[1]).tolist() for c in (a, b))
     x, y = (np.repeat(np.arange(len(s)), s) for s in sizes)

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..vae.elbo import LOG_VARIANCE_RANGE, at_least_float32
+
 # %% ../../nbs/02_parts/03_mixture.ipynb #bbb17b66
 def log_joint(
     z: torch.Tensor,       # (B,d) points
@@ -26,7 +28,7 @@ def log_joint(
 # %% ../../nbs/02_parts/03_mixture.ipynb #fb4052d7
 def _squares(m, v, mu, logvar):
     "Σ_j log σ² + ((m-μ)² + v)/σ² (B,K), for points m (B,d) with variances v; see `log_joint`."
-    m, mu, logvar = (t if t.dtype == torch.float64 else t.float() for t in (m, mu, logvar))
+    m, mu, logvar = (at_least_float32(t) for t in (m, mu, logvar))
     # expanded into products it would be faster, and cancel where clusters are narrow and far apart
     each = (m[:, None] - mu).square()
     if isinstance(v, torch.Tensor): each = each + v[:, None]
@@ -62,7 +64,7 @@ class MixtureBank(nn.Module):
     def log_pi(self): return self.logits.float().log_softmax(0)
 
     @property
-    def logvar(self): return self.log_variances.clamp(-10, 10)
+    def logvar(self): return self.log_variances.clamp(*LOG_VARIANCE_RANGE)
 
     @property
     def spread(self): return (0.5 * self.logvar).exp()   # standard deviations
@@ -76,9 +78,9 @@ class MixtureBank(nn.Module):
     @torch.no_grad()
     def set(self, pi, mu, variance):
         "Put the mixture where arrays (K,), (K,d), (K,d) say."
-        for parameter, value in ((self.logits, np.log(pi)), (self.Q, mu),
-                                 (self.log_variances, np.log(variance).clip(-9, 9))):
-            parameter.copy_(torch.as_tensor(value))
+        self.logits.copy_(torch.as_tensor(np.log(pi)))
+        self.Q.copy_(torch.as_tensor(mu))
+        self.log_variances.copy_(torch.as_tensor(np.log(variance).clip(-9, 9)))
 
 # %% ../../nbs/02_parts/03_mixture.ipynb #2c05ef97
 STARVED = 0.1   # a component with less than this part of its fair share 1/K has starved

@@ -54,8 +54,7 @@ def temperature(
         return warm if progress < 0.25 else linear(start, end, progress - 0.25, until=0.25)
     if schedule == "constant": return end
     raise ValueError(
-        f"tau_schedule={schedule!r} is unknown; choose 'linear', 'warm' or 'constant'."
-    )
+        f"tau_schedule={schedule!r} is unknown; choose 'linear', 'warm' or 'constant'.")
 
 # %% ../../nbs/02_parts/02_prototypes.ipynb #54558562
 def draw_labels(

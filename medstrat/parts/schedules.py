@@ -30,8 +30,7 @@ def learning_rate_factor(
     if schedule == "step": return factor ** (at.epoch // every)
     if schedule == "tenths": return 0.1 ** int(10 * at.progress)
     raise ValueError(
-        f"lr_schedule={schedule!r} is unknown; choose 'constant', 'cosine', 'step' or 'tenths'."
-    )
+        f"lr_schedule={schedule!r} is unknown; choose 'constant', 'cosine', 'step' or 'tenths'.")
 
 # %% ../../nbs/02_parts/00_schedules.ipynb #24279978
 def warmup_cosine(

@@ -40,7 +40,7 @@ class Covariate:
     def width(self) -> int: return 1 if self.categories is None else len(self.categories)
 
 # %% ../../nbs/01_vae/03_covariates.ipynb #85a586ad
-def _whole(values, name:str) -> pd.Series:
+def _without_gaps(values, name:str) -> pd.Series:
     "A column without gaps; ValueError says where they are"
     values = pd.Series(values, name=name).reset_index(drop=True)
     gaps = values.isna()
@@ -57,9 +57,9 @@ def learn_covariate(
     name: str,
 ) -> Covariate:
     "Categories, or mean and standard deviation. ValueError for gaps, constants and identifiers"
-    values = _whole(values, name)
+    values = _without_gaps(values, name)
     if values.nunique() == 1: raise ValueError(
-        f"the condition {name!r} is {_plain(values[0])!r} for all training images: "
+        f"the condition {name!r} is {_as_python(values[0])!r} for all training images: "
         "there is nothing to condition on. Leave it out.")
     return (_number if column_kind(values) == "number" else _category)(values, name)
 
@@ -78,9 +78,10 @@ def _category(values:pd.Series, name:str) -> Covariate:
     "The categories of a column, sorted"
     _check_categories(values, name)
     known = sorted(values.unique(), key=lambda v: (str(type(v)), v))
-    return Covariate(name, tuple(_plain(v) for v in known), typical=_plain(values.mode()[0]))
+    common = _as_python(values.mode()[0])
+    return Covariate(name, tuple(_as_python(v) for v in known), typical=common)
 
-def _plain(v): return v.item() if isinstance(v, np.generic) else v
+def _as_python(v): return v.item() if isinstance(v, np.generic) else v
 
 # %% ../../nbs/01_vae/03_covariates.ipynb #8aa4b5ac
 def _check_categories(values:pd.Series, name:str):
@@ -88,7 +89,7 @@ def _check_categories(values:pd.Series, name:str):
     if (distinct := values.nunique()) > max(len(values) // 2, 2): raise ValueError(
         f"the condition {name!r} has {distinct} categories for {len(values)} images, almost one for each. "
         "A quantity in whole numbers becomes a number with .astype(float); an identifier cannot be a condition.")
-    if odd := [v for v in values.unique() if not isinstance(_plain(v), (str, bool, int, float))]: raise ValueError(
+    if odd := [v for v in values.unique() if not isinstance(_as_python(v), (str, bool, int, float))]: raise ValueError(
         f"the condition {name!r} has categories such as {odd[0]!r} ({type(odd[0]).__name__}), which cannot be saved "
         "with a model. Turn them into text with .astype(str).")
 
@@ -98,7 +99,7 @@ def encode_covariate(
     values,          # the column, (N,)
 ) -> np.ndarray:     # (N,width) float32
     "Code a column as `c` says. ValueError for gaps, unseen categories, and words for numbers"
-    values = _whole(values, c.name)
+    values = _without_gaps(values, c.name)
     return (_one_hot if c.categories is not None else _standardised)(c, values)
 
 def _one_hot(c: Covariate, values: pd.Series) -> np.ndarray:

@@ -20,10 +20,8 @@ def reconstruction_loss(
 ) -> torch.Tensor:         # (B,) negative log-likelihood (or squared error), summed over pixels
     "How badly an image was rebuilt, in float32."
     logits, x = at_least_float32(logits), at_least_float32(x)
-    if likelihood not in ("bernoulli", "gaussian", "squared"):
-        raise ValueError(
-            f"likelihood={likelihood!r} is unknown; choose 'bernoulli', 'gaussian' or 'squared'."
-        )
+    if likelihood not in ("bernoulli", "gaussian", "squared"): raise ValueError(
+        f"likelihood={likelihood!r} is unknown; choose 'bernoulli', 'gaussian' or 'squared'.")
     if likelihood == "bernoulli":
         loss = F.binary_cross_entropy_with_logits(logits, x, reduction="none")
     else:

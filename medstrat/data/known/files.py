@@ -57,19 +57,15 @@ def _table(arrays:dict, part:str, n:int, tasks, source:str) -> tuple: # (DataFra
 def _check_keys(arrays:dict, source:str):
     "The keys of an npz must fit together; ValueError says which are there and which are needed"
     here = f"It holds: {', '.join(arrays) or 'nothing'}."
-    if "train_images" not in arrays:
-        raise ValueError(
-            f"{source} has no array train_images. Needed are the keys of MedMNIST: train_images, train_labels and, as"
-            f" far as there are any, val_images, val_labels, test_images, test_labels. {here}"
-        )
+    if "train_images" not in arrays: raise ValueError(
+        f"{source} has no array train_images. Needed are the keys of MedMNIST: train_images, train_labels and, as"
+        f" far as there are any, val_images, val_labels, test_images, test_labels. {here}")
     extra = {p: {k[len(p)+1:] for k in arrays if k.startswith(f"{p}_")} for p in ("train", "val", "test")}
     for part, keys in extra.items():
-        if keys and keys != extra["train"]:
-            raise ValueError(
-                f"{source}: {part} and train need the same arrays, but one of them lacks:"
-                f" {', '.join(sorted(keys ^ extra['train']))}. Add it, or leave it out of all parts; a label that is"
-                f" not known is written as -1. {here}"
-            )
+        if keys and keys != extra["train"]: raise ValueError(
+            f"{source}: {part} and train need the same arrays, but one of them lacks:"
+            f" {', '.join(sorted(keys ^ extra['train']))}. Add it, or leave it out of all parts; a label that is"
+            f" not known is written as -1. {here}")
 
 # %% ../../../nbs/00_data/09_known/01_files.ipynb #9f2b40f4
 def read_npz(

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 
 from ..arrays import check_side
-from ..folders import contents, existing_folder, visible
+from ..folders import contents, visible
 from ..images import ImageSet
 from ..names import did_you_mean
 from ..npz import gunzip
-from .local import Collection, squared, with_progress
+from .local import Collection, folder_that_fits, squared, with_progress
 from ..sources import notice, register_source
 
 # %% ../../../nbs/00_data/10_private/01_brats.ipynb #9479b835
@@ -26,16 +26,10 @@ GRADES = ("LGG", "HGG")                     # label 0 and 1
 
 # %% ../../../nbs/00_data/10_private/01_brats.ipynb #c267fcd2
 def _brats_root(folder) -> Path:
-    "The folder that holds HGG and LGG: `folder`, or the one sub-folder that does; ValueError: what is there"
-    folder = existing_folder(folder)
-    fits = [p for p in (folder, *visible(folder)) if p.is_dir() and all((p/g).is_dir() for g in GRADES)]
-    if folder in fits: return folder
-    if len(fits) == 1: return fits[0]
-    raise ValueError(
-        "BraTS needs a folder with the sub-folders HGG and LGG, as in MICCAI_BraTS_2018_Data_Training. "
-        + (f"Several have them: {', '.join(p.name for p in fits)}; give one. " if fits else "")
-        + contents(folder)
-    )
+    "The folder that holds HGG and LGG; errors as of `folder_that_fits`"
+    return folder_that_fits(
+        folder, lambda p: all((p/g).is_dir() for g in GRADES),
+        "BraTS needs a folder with the sub-folders HGG and LGG, as in MICCAI_BraTS_2018_Data_Training.")
 
 # %% ../../../nbs/00_data/10_private/01_brats.ipynb #82c2d5bf
 def _nifti(patient:Path, kind:str): # Path or None
@@ -80,8 +74,8 @@ def _volume(path:Path) -> np.ndarray: # X×Y×Z: left to right, back to front, b
     "Read a NIfTI volume; ValueError naming the file when it is damaged, no volume, or holds NaN"
     try: v = np.asanyarray(_nifti_image(path).dataobj)
     except Exception as e: raise ValueError( # damage shows in errors of any class
-        f"{path} cannot be read as NIfTI ({type(e).__name__}: {e}). Copy or unpack it again."
-    ) from e
+        f"{path} cannot be read as NIfTI ({type(e).__name__}: {e}). "
+        "Copy or unpack it again.") from e
     if v.ndim != 3:
         raise ValueError(f"{path} has shape {v.shape}; needed: one volume with three axes.")
     if v.dtype.kind == "f" and not np.isfinite(v).all():

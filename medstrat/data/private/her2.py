@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from ..arrays import check_side
-from ..folders import contents, existing_folder, visible
+from ..folders import contents, visible
 from ..images import ImageSet
 from ..names import plain
-from .local import Collection, with_progress
+from .local import Collection, folder_that_fits, with_progress
 from ..sources import notice, register_source
 
 # %% ../../../nbs/00_data/10_private/03_her2.ipynb #fa1fd16f
@@ -37,16 +37,9 @@ def _classes(folder:Path) -> dict: # {label: folder}; ValueError when one class 
 
 # %% ../../../nbs/00_data/10_private/03_her2.ipynb #86078e91
 def _her2_root(folder) -> Path:
-    "The folder that holds class1, class2 and class3: `folder`, or the one sub-folder that does; ValueError if none"
-    folder = existing_folder(folder)
-    fits = [p for p in (folder, *visible(folder)) if p.is_dir() and len(_classes(p)) == 3]
-    if folder in fits: return folder
-    if len(fits) == 1: return fits[0]
-    raise ValueError(
-        "HER2 needs a folder with the sub-folders class1, class2 and class3. "
-        + (f"Several have them: {', '.join(p.name for p in fits)}; give one. " if fits else "")
-        + contents(folder)
-    )
+    "The folder that holds class1, class2 and class3; errors as of `folder_that_fits`"
+    return folder_that_fits(folder, lambda p: len(_classes(p)) == 3,
+                            "HER2 needs a folder with the sub-folders class1, class2 and class3.")
 
 # %% ../../../nbs/00_data/10_private/03_her2.ipynb #e5fc1c54
 SCANNERS = {"FD": "FD", "ND": "ND", "H1": "H", "H2": "H"}  # code in a file's name: scanner
