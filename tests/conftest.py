@@ -155,7 +155,7 @@ def mixed(method="VaDE", **changes):
     return tiny(method, **(dict(network="mlp", likelihood="bernoulli") | few | changes))
 
 
-def history(a): return a.history_.drop(columns="seconds")
+def history(a): return a.history_.drop(columns="seconds", errors="ignore")    # without an epoch there are none
 def weights(a): return {k: v.clone() for k, v in a.module_.state_dict().items()}
 
 
@@ -210,6 +210,13 @@ def parted():
 
 @pytest.fixture
 def X(): return images()
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    "Whoever trains, fails"
+    from medstrat.training.fitting import Fit   # here, because it loads Lightning
+    monkeypatch.setattr(Fit, "follow", lambda *a, **k: pytest.fail("trained"))
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from medstrat.data.images import ImageSet
 from medstrat.methods.autoencoders import Autoencoder
 from medstrat.runs import records as runs
 from medstrat.runs.tables import read_runs
-from medstrat.training.fitting import Fit
 from medstrat.training.method import Network
 from medstrat.training.registry import get_method
 from medstrat.training.saving import load_model
@@ -53,10 +52,6 @@ def told():
 
 @pytest.fixture
 def S(): return known()
-
-
-@pytest.fixture
-def untrained(monkeypatch): monkeypatch.setattr(Fit, "follow", lambda *a, **k: pytest.fail("trained"))
 
 
 # ---- what can be told

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ALL, Lazy, apart, cohort, images, interrupt, known, ready, same_weights
+from conftest import ALL, Lazy, apart, cohort, history, images, interrupt, known, ready, same_weights
 from sklearn.base import clone, is_classifier, is_clusterer
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import estimator_checks
@@ -47,7 +47,6 @@ def small(method, way="", **changes):
 
 
 def state(a): return pickle.dumps({k: v for k, v in vars(a).items() if k not in ("module_", "history_")})
-def history(a): return a.history_.drop(columns="seconds", errors="ignore")
 def with_table(a): return None if a.covariates_ is None else cohort().table    # what its decoder is told of the images it was fitted to
 def decodes(method): return get_method(method).method.decode is not Network.decode
 def draws(method): return get_method(method).method.draw is not Network.draw
@@ -62,10 +61,6 @@ def S(): return cohort()
 def fitted():
     "One fitted estimator of each method, or (method, way); tests must not change them"
     return Lazy(lambda key: small(*([key] if isinstance(key, str) else key)).fit(cohort()))
-
-
-@pytest.fixture
-def untrained(monkeypatch): monkeypatch.setattr(Fit, "follow", lambda *a, **k: pytest.fail("trained"))
 
 
 # ---- what it gives

@@ -55,11 +55,17 @@ def follow(chapter, copy):
     return place
 
 
+def check(copy, *words):
+    "The copy's own tests pass"
+    said = do(copy, sys.executable, "-m", "pytest", "-n0", "-p", "no:cacheprovider", *words)
+    assert re.search(r"\d\d+ passed", said) and "failed" not in said, said[-2000:]
+
+
 def test_a_method_of_ones_own(copy):
     follow("00_method.ipynb", copy)
     assert "VAE + spherical k-means" in do(copy, sys.executable, "-c", "from medstrat.cli import main; main()", "models")
-    said = do(copy, sys.executable, "-m", "pytest", "-n0", "-p", "no:cacheprovider", "tests/test_contract.py", "-k", "spherical")
-    assert re.search(r"\d\d+ passed", said) and "failed" not in said, said[-2000:]
+    check(copy, "tests/test_contract.py", "-k", "spherical")
+    check(copy, "tests/test_book.py", "tests/test_face.py", "tests/training/test_registry.py", "-k", "not types_are_checked")
 
 
 def test_a_source_of_ones_own(copy):
@@ -67,3 +73,4 @@ def test_a_source_of_ones_own(copy):
     assert "crosses" in do(copy, sys.executable, "-c", "from medstrat.cli import main; main()", "datasets")
     said = do(copy, sys.executable, "-c", "from medstrat import load_dataset; s = load_dataset('CROSSES'); print(len(s.train), len(s.test), s.notices)")
     assert said.startswith("48 12") and "crosses are drawn" in said
+    check(copy, "tests/test_book.py", "tests/data/test_sources.py")

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..data.images import ImageSet
 from ..data.pictures import WIDTH, cluster_colors, drawn, readable_names
-from .association import comparable_columns
+from .association import comparable_columns, has_value
 from .measures import correlation_ratio, cramers_v, ordered_correlation
 from ..parts.figures import draw_shares
 from ..parts.matching import agreement, match_clusters
@@ -152,7 +152,7 @@ def _drawable(table, columns, named=False):
 def _panel(ax, clusters, values, sizes, max_values=10, classes=None, across=1):
     "One column on `ax`: boxes for a number, bars for categories; the title names the column and its association."
     name, number = shorten(str(values.name), 36, placeholder="…"), column_kind(values) == "number"
-    use = (values.notna() & ~values.isin([np.inf, -np.inf])).to_numpy()
+    use = has_value(values)
     if number: _boxes_panel(ax, clusters[use], values[use].to_numpy(np.float64), sizes.index, None, across)
     else: _bars_panel(ax, clusters, values, sizes, max_values, classes)
     strength = (correlation_ratio if number else cramers_v)(clusters[use], values[use])

@@ -119,8 +119,10 @@ def made():
 
 
 def test_the_order_in_which_sources_are_asked():
-    assert [type(s).__name__ for s in list_sources()] == ["Digits", "Mnist", "ColoredDigits", "MedMNIST", "Files", "Brats", "Refuge", "Her2"]
-    assert len({s.order for s in list_sources()}) == 8, "no two leave it to chance"
+    "Others may be added between"
+    first = ["Digits", "Mnist", "ColoredDigits", "MedMNIST", "Files", "Brats", "Refuge", "Her2"]
+    asked = [s for s in list_sources() if type(s).__name__ in first]
+    assert [type(s).__name__ for s in asked] == first and len({s.order for s in asked}) == 8, "no two leave it to chance"
 
 
 def test_known_sets_come_before_files_and_files_before_folders(save, tmp_path, monkeypatch):
