@@ -16,16 +16,16 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
-from ..parts.choice import Choice, choose_n_clusters
+from .autoencoders import VAE, Autoencoder, AutoencoderNetwork, VAENetwork
 from .pretraining import take_given
+from ..parts.choice import Choice, choose_n_clusters
 from ..parts.prototypes import PrototypeBank, draw_of_cluster
 from ..training.estimator import DeepClusterer
 from ..training.method import Network, Told
-from ..training.phases import Block, Step
 from ..training.parameters import Count, param
+from ..training.phases import Block, Step
 from ..training.presets import Value
 from ..training.registry import register
-from .autoencoders import Autoencoder, AutoencoderNetwork, VAE, VAENetwork
 
 # %% ../../nbs/04_methods/02_baselines.ipynb #c5101b0d
 def nearest(k: int, dim: int) -> PrototypeBank:

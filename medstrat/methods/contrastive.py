@@ -15,19 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .autoencoders import Autoencoder, AutoencoderNetwork
+from .baselines import KMeansParameters, kmeans
 from ..parts.augmentation import AUGMENTATIONS, Augmentation, augmenter, operations_of
 from ..parts.contrast import nt_xent, partner_found
-from ..parts.schedules import OPTIMIZERS, warmup_cosine
-from .baselines import KMeansParameters, kmeans
 from ..parts.prototypes import PrototypeBank, warn_of_empty
+from ..parts.schedules import OPTIMIZERS, warmup_cosine
+from ..training.estimator import as_pictures
 from ..training.inference import over_images, stack
 from ..training.method import Told
-from ..training.phases import Phase, Step, course
-from ..training.seeds import mix_seed
 from ..training.parameters import Count, Epochs, NonNegative, Positive, Share, param
+from ..training.phases import Phase, Step, course
 from ..training.presets import Value
 from ..training.registry import register
-from .autoencoders import Autoencoder, AutoencoderNetwork
+from ..training.seeds import mix_seed
 
 # %% ../../nbs/04_methods/04_contrastive.ipynb #0d6629a5
 def two_views(s):
@@ -65,8 +66,7 @@ class ContrastiveNetwork(AutoencoderNetwork):
         super().__init__(s, shape, n_clusters, n_covariates)
         self.projector = projector(s.latent_dim, s.projection_dim)
         self.labels = label_layers(n_clusters, s.latent_dim)
-        # 1 as soon as the decoder learns with labels
-        self.register_buffer("decoder_is_told", torch.tensor(0.0))
+        self.register_buffer("decoder_is_told", torch.tensor(0.0))   # 1: it learns with labels
 
     def make_bank(self, k): return PrototypeBank(k, self.dim, self.s.similarity)
 
@@ -191,21 +191,23 @@ _OURS = {"*": dict(
     projection_dim=Value(128, f"{_OPEN}; SimCLR"), assignment_tau=Value(0.1, _OPEN))}
 
 # %% ../../nbs/04_methods/04_contrastive.ipynb #8dfc61fd
-_SWEEP = "sweep on validation images, see chapter"
+_SWEEP = "sweep on validation images, see chapter Contrastive autoencoder"
 
-_BEST = {"*": dict(
-    n_clusters=Value(40, "as the other methods"),
-    denominator=Value("all", "SimCLR"), norm=Value("batch", "SimCLR"),
-    optimizer=Value("adam", _SWEEP), lr=Value(1e-3, "Adam's default"),
-    lr_schedule=Value("cosine", "lets the weights come to rest"),
-    lr_start=Value(1e-4, "a tenth of lr"), lr_end=Value(0.0, "rest"),
-    epochs=Value(50, _SWEEP), decoder_epochs=Value(20, "the reconstruction has levelled off"),
-    crop=Value(0.3, "sweep: no different from 0.6; raise it for focal disease"),
-    augment=Value("medical", _SWEEP), tau=Value(0.5, _SWEEP), batch_size=Value(256, _SWEEP)),
+_BEST = {
+    "*": dict(
+        n_clusters=Value(40, "as the other methods"),
+        denominator=Value("all", "SimCLR"), norm=Value("batch", "SimCLR"),
+        optimizer=Value("adam", _SWEEP), lr=Value(1e-3, "Adam's default"),
+        lr_schedule=Value("cosine", "lets the weights come to rest"),
+        lr_start=Value(1e-4, "a tenth of lr"), lr_end=Value(0.0, "rest"),
+        epochs=Value(50, _SWEEP), decoder_epochs=Value(20, "the reconstruction has levelled off"),
+        crop=Value(0.3, "sweep: no different from 0.6; raise it for focal disease"),
+        augment=Value("medical", _SWEEP), tau=Value(0.5, _SWEEP), batch_size=Value(256, _SWEEP)),
     "mnist": dict(
-    crop=Value(0.5, "a third of a digit is no digit"),
-    epochs=Value(20, "a set thirteen times as large"),
-    decoder_epochs=Value(5, "a set thirteen times as large"))}
+        crop=Value(0.5, "a third of a digit is no digit"),
+        epochs=Value(20, "a set thirteen times as large"),
+        decoder_epochs=Value(5, "a set thirteen times as large")),
+}
 
 # %% ../../nbs/04_methods/04_contrastive.ipynb #173b74e0
 Course = Literal["warmup-cosine", "constant", "cosine", "step", "tenths"]
@@ -265,5 +267,4 @@ class ContrastiveAE(KMeansParameters, Autoencoder):
         told = lambda x, y: Told(y, member.to(x.device).expand(len(x), -1))
         as_member = lambda x, y=None: net.decode(net.embed(x), told(x, y))
         rows = self._rows(condition, len(images), X)
-        made = over_images(net, images, as_member, self._engine(), rows)
-        return stack(made).transpose(0, 2, 3, 1)
+        return as_pictures(over_images(net, images, as_member, self._engine(), rows))

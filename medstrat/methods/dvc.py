@@ -33,8 +33,7 @@ class DVCNetwork(DECNetwork, VAENetwork):
         log_q = self.bank.log_q(mu)
         clustering = clustering_loss(log_q, at.memory.of(log_q.detach().exp(), batch.index))
         noted = dict(clustering=clustering, changed=torch.tensor(at.memory.changed), z=mu.detach())
-        # nothing is rebuilt: the decoder rests
-        if s.lam == 1: return dict(loss=clustering, **noted)
+        if s.lam == 1: return dict(loss=clustering, **noted)   # the decoder rests
         logits = self.logits(reparameterise(mu, logvar), batch.told)
         reconstruction = self.reconstruction(logits, batch.x)
         kl = kl_normal(mu, logvar, s.prior_std).mean()

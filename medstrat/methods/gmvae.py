@@ -42,8 +42,8 @@ class ConditionalMixture(nn.Module):
     def centres(self):   # in the middle of w
         return self(torch.zeros(1, self.w_dim, device=self.device))[0][0]
 
-    # (B,d), (B,w_dim) → (B,K)
-    def responsibilities(self, z, w): return log_joint(z, self.log_pi, *self(w)).softmax(1)
+    def responsibilities(self, z, w):   # (B,d), (B,w_dim) → (B,K)
+        return log_joint(z, self.log_pi, *self(w)).softmax(1)
 
     def draw(self, n, rng, cluster):
         "Embeddings (n,d): first w, then z of the cluster; of all clusters equally often."

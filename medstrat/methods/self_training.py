@@ -6,7 +6,6 @@
 __all__ = ['mixture_centres', 'first_clusters', 'renewal_is_due', 'look', 'self_training']
 
 # %% ../../nbs/04_methods/05_self_training.ipynb #f61ba26f
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from .pretraining import distorted
 from ..parts.mixture import check_distinct, fit_mixture
 from ..parts.prototypes import warn_of_empty
-from ..parts.schedules import adam
+from ..parts.schedules import OPTIMIZERS
 from ..parts.student import Target
 from ..training.phases import Phase, Step, course
 
@@ -64,9 +63,6 @@ def look(net, fit):
     for k in np.unique(labels): net.bank.spread[k] = torch.from_numpy(Z[labels == k].std(0))
     warn_of_empty(labels, net.n_clusters)
 
-# %% ../../nbs/04_methods/05_self_training.ipynb #cf8d22ac
-_OPTIMIZERS: dict[str, Callable] = dict(adam=adam, sgd=partial(torch.optim.SGD, momentum=0.9))
-
 # %% ../../nbs/04_methods/05_self_training.ipynb #8f7f7b8e
 def self_training(
     net,              # with a StudentBank; its loss sees the target as at.memory
@@ -83,8 +79,8 @@ def self_training(
     def renew(fit): return target.renew(fit.responsibilities(), s.target, s.target_gamma, s.tol)
     def renew_in_time(fit, outputs, at): return renewal_is_due(s, at) and renew(fit)
 
-    refine = Phase("refine", s.epochs, net.loss, learns=learns, optimizer=_OPTIMIZERS[s.optimizer],
-                   inputs=distorted(s.augment), after_step=renew_in_time, memory=target,
-                   stream=stream, **course(s))
+    how: dict = dict(optimizer=OPTIMIZERS[s.optimizer], inputs=distorted(s.augment), **course(s))
+    refine = Phase("refine", s.epochs, net.loss, learns=learns, after_step=renew_in_time,
+                   memory=target, stream=stream, **how)
     return [Step("first clusters", first_centres), Step("first target", renew), refine,
             Step("look", partial(look, net))]

@@ -173,8 +173,8 @@ class TransferNetwork(BackboneNetwork):
         fit.data, fit.validation = (
             d and d.of(self.prepare(d.images, fit.engine)) for d in (fit.data, fit.validation))
 
-    @classmethod   # of each class there is one image at least
-    def check_images(cls, s, images, validation=None): pass
+    @classmethod
+    def check_images(cls, s, images, validation=None): pass   # each class has an image
 
 # %% ../../nbs/04_methods/11_transfer.ipynb #e9cbda26
 class DeepClassifier(ClassifierMixin, DeepEstimator):

@@ -43,8 +43,7 @@ class VaDENetwork(VAENetwork):
         pi, mu, variance = first_mixture(fit.embed(), self.n_clusters, s.init, s.n_init, fit.seed)
         self.bank.set(pi, mu, variance)
         if s.pretrain_kl: return
-        # an autoencoder has not learned them: an image's cloud is to be small beside its cluster's
-        with torch.no_grad():
+        with torch.no_grad():   # not learned yet: a tenth of the clusters' mean variance
             variances.weight.zero_()
             variances.bias.copy_(torch.from_numpy(np.log(0.1 * pi @ variance).clip(-9, 9)))
 

@@ -12,13 +12,13 @@ from typing import Literal
 import numpy as np
 import torch
 
+from .autoencoders import VAE, VAENetwork, beside
 from ..parts.prototypes import PrototypeBank, draw_of_cluster, orthogonality, temperature
 from ..training.method import Told
-from ..training.phases import Phase, Step, course
 from ..training.parameters import Epochs, NonNegative, Positive, Share, param
+from ..training.phases import Phase, Step, course
 from ..training.presets import Value
 from ..training.registry import register
-from .autoencoders import VAE, VAENetwork, beside
 from ..vae.elbo import kl_normal, reparameterise
 
 # %% ../../nbs/04_methods/03_vaesim.ipynb #8bf30fff
@@ -130,22 +130,24 @@ _PAPER = {"*": dict(
     orthogonality=Value(0.0, "§3: optional"), kl_warmup=Value(0.0, "not mentioned"))}
 
 # %% ../../nbs/04_methods/03_vaesim.ipynb #765a570e
-_RELEASED = {"*": dict(
-    n_clusters=Value(40, "K"), image_size=Value(32, "32×32"),
-    channels=Value((64, 128, 256), "MNIST"), epochs=Value(20, "MNIST"),
-    lr=Value(1e-4, "Adam"), lr_schedule=Value("step", "StepLR(20, 0.2)"),
-    batch_size=Value(2000, "batch size"), prior_std=Value(0.8, "N(0, 0.8²)"),
-    beta=Value(0.16, "0.005 · mean KL beside the mean error, on the scale of sums"
-                     " for 1×32×32 pixels and d = 32"),
-    encoder_activation=Value("none", "no activation in the encoder"),
-    similarity=Value("dot", "raw dot product"),
-    tau_schedule=Value("constant", "τ is computed and not used"),
-    tau_end=Value(1.0, "τ is computed and not used"),
-    init=Value("noise", "embeddings of noise images"), assignment=Value("argmax", "argmax"),
-    batch_weight=Value(0.95, "0.95 on the batch's mean"),
-    orthogonality=Value(0.0, "on a detached Q: no effect")),
-    "pneumoniamnist": dict(channels=Value((128, 256, 384), "PneumoniaMNIST"),
-                           epochs=Value(60, "PneumoniaMNIST"))}
+_RELEASED = {
+    "*": dict(
+        n_clusters=Value(40, "K"), image_size=Value(32, "32×32"),
+        channels=Value((64, 128, 256), "MNIST"), epochs=Value(20, "MNIST"),
+        lr=Value(1e-4, "Adam"), lr_schedule=Value("step", "StepLR(20, 0.2)"),
+        batch_size=Value(2000, "batch size"), prior_std=Value(0.8, "N(0, 0.8²)"),
+        beta=Value(0.16, "0.005 · mean KL beside the mean error, on the scale of sums"
+                         " for 1×32×32 pixels and d = 32"),
+        encoder_activation=Value("none", "no activation in the encoder"),
+        similarity=Value("dot", "raw dot product"),
+        tau_schedule=Value("constant", "τ is computed and not used"),
+        tau_end=Value(1.0, "τ is computed and not used"),
+        init=Value("noise", "embeddings of noise images"), assignment=Value("argmax", "argmax"),
+        batch_weight=Value(0.95, "0.95 on the batch's mean"),
+        orthogonality=Value(0.0, "on a detached Q: no effect")),
+    "pneumoniamnist": dict(
+        channels=Value((128, 256, 384), "PneumoniaMNIST"), epochs=Value(60, "PneumoniaMNIST")),
+}
 
 # %% ../../nbs/04_methods/03_vaesim.ipynb #1c44d9ea
 _LADDER = "chosen on validation images, see the ladder in chapter VAESim"

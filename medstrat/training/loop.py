@@ -32,7 +32,7 @@ class PhaseModule(pl.LightningModule):
         super().__init__()
         self.net, self.phase, self.seed, self.steps = net, phase, seed, max(steps, 1)
         self.channels_last, self.fit, self.frozen = channels_last, fit, phase.frozen(net)
-        self.flags = [(p, p.requires_grad) for p in net.parameters()]    # put back by `run_phase`
+        self.flags = [(p, p.requires_grad) for p in net.parameters()]    # put back by `_train`
         self.step, self.interrupted = 0, False
 
     def moment(self) -> Moment:

@@ -18,8 +18,7 @@ from ..data.names import match_name
 # %% ../../nbs/03_training/00_parameters.ipynb #9a02a1cd
 Count = Annotated[int, Field(ge=1)]       # 1, 2, 3, …
 Epochs = Annotated[int, Field(ge=0)]      # 0, 1, 2, …
-# channels of the blocks, widths of the layers
-Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
+Counts = Annotated[tuple[Count, ...], Field(min_length=1)]  # channels of blocks, widths of layers
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -31,8 +30,8 @@ def _column_names(value):
     if texts and names: return value
     raise ValueError("names of columns are needed here; values are given to fit(X, condition=…)")
 
-# "scanner", or ("scanner", "age")
-Columns = Annotated[str | tuple[str, ...], BeforeValidator(_column_names)]
+Columns = Annotated[  # "scanner", or ("scanner", "age")
+    str | tuple[str, ...], BeforeValidator(_column_names)]
 
 # %% ../../nbs/03_training/00_parameters.ipynb #6b4af36e
 def check_value(
