@@ -114,6 +114,12 @@ def test_checks_stay_short_and_prose_long(name):
     assert len(cells[name]) <= 70
 
 
+def test_every_module_is_in_the_index():
+    "nbdev leaves out notebooks with `auto` in their path; the site would not link their names"
+    index = runpy.run_path(str(root / "medstrat" / "_modidx.py"))["d"]["syms"]
+    assert set(index) == set(MODULES) and not [m for m, symbols in index.items() if not symbols]
+
+
 def test_no_error_is_stored():
     for name in names: assert not any(o.output_type == "error" for c in code(name) for o in c.outputs), name
 
