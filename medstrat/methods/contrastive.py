@@ -215,7 +215,7 @@ Course = Literal["warmup-cosine", "constant", "cosine", "step", "tenths"]
 @register
 @dataclass(kw_only=True, repr=False, eq=False)
 class ContrastiveAE(KMeansParameters, Autoencoder):
-    "An autoencoder with a contrastive loss; its decoder is told the clusters. Source: Algorithm 1."
+    "An autoencoder with a contrastive loss. Source: contrastive autoencoder, Algorithm 1."
     decoder_epochs: Epochs | None = param(
         "epochs of the second phase, with a frozen encoder (epochs: of the first)", "training")
     alpha: NonNegative | None = param(
