@@ -132,6 +132,13 @@ def test_no_private_name_crosses_a_module():
             assert not (private and (n.level or (n.module or "").startswith("medstrat"))), f"{path}: {private}"
 
 
+def test_public_names_are_documented():
+    for path in (root / "medstrat").rglob("*.py"):
+        public = [n for n in ast.parse(path.read_text()).body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith("_")]
+        lack = [n.name for n in public if not ast.get_docstring(n)]
+        assert not lack, f"{path}: {lack}"
+
+
 def test_tests_mirror_the_package():
     "tests/parts/test_mixture.py has the tests of medstrat/parts/mixture.py"
     for path in (root / "tests").rglob("test_*.py"):

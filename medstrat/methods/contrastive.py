@@ -168,6 +168,7 @@ def check_rates(s):
 
 # %% ../../nbs/04_methods/04_contrastive.ipynb #255c5cbc
 def check_validation(images):
+    "ValueError for a single validation image."
     if images is not None and len(images) < 2:
         raise ValueError("one validation image has no others to be compared with; give at least 2, or none.")
 

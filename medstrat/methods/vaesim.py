@@ -45,6 +45,7 @@ def is_due(
 
 # %% ../../nbs/04_methods/03_vaesim.ipynb #632f0949
 def kmeans_centres(Z: np.ndarray, k: int, seed: int) -> torch.Tensor:  # (N,d) → (K,d)
+    "The centres of k-means, the best of three starts."
     from sklearn.cluster import KMeans   # here, so that importing a method stays quick
     found = KMeans(k, n_init=3, random_state=seed).fit(Z)
     return torch.from_numpy(found.cluster_centers_).float()

@@ -120,6 +120,7 @@ def told_rows(estimator, condition, n: int, X=None) -> np.ndarray | None:  # (n,
     raise ValueError(f"this {estimator.name} learned without a condition. Leave out condition=….")
 
 def as_pictures(parts) -> np.ndarray:  # (N,H,W,C) float32
+    "Batches of decoded images (B,C,H,W) as one array, the channels last."
     return stack(parts).transpose(0, 2, 3, 1)
 
 # %% ../../nbs/03_training/14_estimator.ipynb #fb0ec68c

@@ -63,6 +63,7 @@ def over_images(net, images, fn, engine: Engine, beside=None):
 
 # %% ../../nbs/03_training/11_inference.ipynb #32e5f8fb
 def stack(parts) -> np.ndarray:  # float32
+    "Batches of tensors as one array."
     return np.concatenate([p.float().cpu().numpy() for p in parts])
 
 # %% ../../nbs/03_training/11_inference.ipynb #7d4e58d5
