@@ -33,7 +33,7 @@ setup(
     classifiers=["Development Status :: 3 - Alpha", "Intended Audience :: Science/Research",
                  "Programming Language :: Python :: 3.11"],
     packages=find_packages(include=["medstrat", "medstrat.*"]),
-    package_data={"medstrat": ["py.typed", "*.pyi"]},
+    package_data={"medstrat": ["py.typed"], "": ["*.pyi"]},
     install_requires=cfg["requirements"].split(),
     extras_require={"transfer": cfg["transfer_requirements"].split(), "dev": [*cfg["dev_requirements"].split(), *cfg["transfer_requirements"].split()]},
     entry_points={"console_scripts": ["medstrat=medstrat.cli:main"], "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},

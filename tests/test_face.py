@@ -54,3 +54,10 @@ def test_types_are_checked(tmp_path):
 def test_type_information_is_shipped():
     assert (root / "medstrat" / "py.typed").exists()
     assert re.search(r"package_data=.*py\.typed.*\*\.pyi", (root / "setup.py").read_text())
+
+
+def test_runs_have_a_face_of_their_own():
+    import medstrat.runs
+    names = [a.asname for n in ast.parse((root / "medstrat" / "runs" / "__init__.pyi").read_text()).body if isinstance(n, ast.ImportFrom) for a in n.names]
+    assert sorted(dir(medstrat.runs)) == sorted(names) and {"start_run", "finish", "read_runs", "compare"} <= set(names)
+    for name in names: assert inspect.getdoc(getattr(medstrat.runs, name))
