@@ -51,6 +51,12 @@ def apart(work, *args, log):
     return process.exitcode, Path(log).read_text()
 
 
+def left_out(folder, names):
+    "What a copy of the project does not need"
+    here = {"runs", "results", "build", ".git", ".venv"} if Path(folder) == Path(__file__).parent.parent else set()    # medstrat/runs is a package
+    return {n for n in names if n in here or n == "__pycache__" or n.endswith(".egg-info")}
+
+
 def images(n=60, side=16, seed=0, channels=1, width=None):
     "Two kinds of stripes with noise, (n, side, width, channels) uint8: something to cluster"
     rng = np.random.default_rng(seed)

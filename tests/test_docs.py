@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from conftest import left_out
 
 from medstrat.training.registry import list_methods
 
@@ -40,7 +41,7 @@ def test_sidebar_lists_every_notebook_once(): assert sorted(sidebar()) == names
 
 def test_export_and_clean_change_nothing(tmp_path):
     copy = tmp_path / "repo"
-    shutil.copytree(root, copy, symlinks=True, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "results", "build", "*.egg-info", "__pycache__"))
+    shutil.copytree(root, copy, symlinks=True, ignore=left_out)
     for command in ("nbdev_export", "nbdev_clean"): subprocess.run([bin / command], cwd=copy, check=True, capture_output=True)
     for folder, pattern in (("medstrat", "*.py"), ("nbs", "*.ipynb")):
         before = {p.relative_to(root): p.read_text() for p in (root / folder).rglob(pattern) if ".ipynb_checkpoints" not in p.parts}

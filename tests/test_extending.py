@@ -8,10 +8,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import left_out
 
 root = Path(__file__).parent.parent
 bin = Path(sys.executable).parent
-LEAVE = shutil.ignore_patterns(".git", ".venv", "runs", "results", "build", "*.egg-info", "__pycache__", "_docs", "_proc")
 
 
 def cells_of(chapter):
@@ -28,7 +28,7 @@ def cells_of(chapter):
 @pytest.fixture
 def copy(tmp_path):
     "The project without its history, as its own package"
-    shutil.copytree(root, tmp_path / "copy", symlinks=True, ignore=lambda folder, names: LEAVE(folder, names) - ({"runs"} if Path(folder).name in ("medstrat", "tests") else set()))
+    shutil.copytree(root, tmp_path / "copy", symlinks=True, ignore=left_out)
     return tmp_path / "copy"
 
 
