@@ -125,11 +125,14 @@ class ConvDecoder(nn.Module):
         layers, widths = [activation_layer(activation)], [*reversed(channels), shape[2]]
         for i, (a, b) in enumerate(pairwise(widths)):
             last = i == len(channels) - 1
-            bias = last or norm == "none"
-            more = tuple(new - 2 * old for old, new in zip(sides[i], sides[i + 1], strict=True))
-            layers.append(nn.ConvTranspose2d(a, b, 4, 2, 1, output_padding=more, bias=bias))
+            layers += self.enlarge(a, b, sides[i], sides[i + 1], bias=last or norm == "none")
             if not last: layers += [norm_layer(norm, b), activation_layer(activation)]
         self.blocks = nn.Sequential(*layers)
+
+    def enlarge(self, a: int, b: int, old: tuple, new: tuple, bias: bool) -> list:  # of layers
+        "From a feature maps with the sides `old` to b with the sides `new`"
+        more = tuple(n - 2 * o for o, n in zip(old, new, strict=True))
+        return [nn.ConvTranspose2d(a, b, 4, 2, 1, output_padding=more, bias=bias)]
 
     def forward(self, z):  # (B,in_features) → logits (B,C,H,W)
         return self.blocks(self.linear(z).unflatten(1, self.start)).float()
@@ -153,29 +156,10 @@ def mlp_decoder(
                          nn.Unflatten(1, (c, height, width)))
 
 # %% ../../nbs/01_vae/00_networks.ipynb #60589f4e
-class ResizeDecoder(nn.Module):
+class ResizeDecoder(ConvDecoder):
     "Linear layer, then resizing (nearest) and 3×3 convolutions up to (H,W). Source: DVC §IV"
-    def __init__(self,
-        in_features: int,     # length of z, or of z and the condition
-        shape: tuple,         # (H,W,C) of the images
-        channels: tuple,      # of the encoder's blocks: here they come in reverse
-        norm: str = "batch",  # "batch" or "none"
-        activation: str = "relu",
-    ):
-        super().__init__()
-        sides = _sides(shape, channels)
-        self.start = (channels[-1], *sides[0])
-        self.linear = nn.Linear(in_features, math.prod(self.start))
-        layers, widths = [activation_layer(activation)], [*reversed(channels), shape[2]]
-        for i, (a, b) in enumerate(pairwise(widths)):
-            last = i == len(channels) - 1
-            bias = last or norm == "none"
-            layers += [nn.Upsample(size=sides[i + 1]), nn.Conv2d(a, b, 3, padding=1, bias=bias)]
-            if not last: layers += [norm_layer(norm, b), activation_layer(activation)]
-        self.blocks = nn.Sequential(*layers)
-
-    def forward(self, z):  # (B,in_features) → logits (B,C,H,W)
-        return self.blocks(self.linear(z).unflatten(1, self.start)).float()
+    def enlarge(self, a, b, old, new, bias):
+        return [nn.Upsample(size=new), nn.Conv2d(a, b, 3, padding=1, bias=bias)]
 
 # %% ../../nbs/01_vae/00_networks.ipynb #96498b41
 NETWORKS = ("conv", "resize", "mlp")
