@@ -1,4 +1,4 @@
-"""Metadata from settings.ini (nbdev's file); the experiment notebook travels inside the wheel."""
+"""Metadata from settings.ini (nbdev's file); the notebooks that the command executes travel inside the wheel."""
 import shutil
 from configparser import ConfigParser
 from pathlib import Path
@@ -12,14 +12,16 @@ parser.read(root / "settings.ini")
 cfg = parser["DEFAULT"]
 
 class build_with_notebook(build_py):
-    """Copy the notebook that `medstrat run` executes to `medstrat/_notebooks/`."""
+    """Copy the notebooks that `medstrat run` and `medstrat stratify` execute to `medstrat/_notebooks/`."""
 
     def run(self):
         super().run()
         if self.editable_mode: return                 # an editable install reads nbs/ itself
         target = Path(self.build_lib) / "medstrat" / "_notebooks"
         target.mkdir(parents=True, exist_ok=True)
-        shutil.copy(root / "nbs" / "07_experiments.ipynb", target)
+        for name in ("07_experiments", "09_stratify"): shutil.copy(root / "nbs" / f"{name}.ipynb", target)
+
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("transfer", "tables", "dicom")}
 
 setup(
     version=cfg["version"],
@@ -35,7 +37,7 @@ setup(
     packages=find_packages(include=["medstrat", "medstrat.*"]),
     package_data={"medstrat": ["py.typed"], "": ["*.pyi"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={"transfer": cfg["transfer_requirements"].split(), "dev": [*cfg["dev_requirements"].split(), *cfg["transfer_requirements"].split()]},
+    extras_require=extras | {"dev": [*cfg["dev_requirements"].split(), *(name for names in extras.values() for name in names)]},
     entry_points={"console_scripts": ["medstrat=medstrat.cli:main"], "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
     cmdclass={"build_py": build_with_notebook},
 )

@@ -16,7 +16,7 @@ bin = Path(sys.executable).parent
 
 def cells_of(chapter):
     "The cells that a chapter lists, as a notebook"
-    prose = "\n\n".join(c.source for c in nbformat.read(root / "nbs" / "10_extend" / chapter, 4).cells if c.cell_type == "markdown")
+    prose = "\n\n".join(c.source for c in nbformat.read(root / "nbs" / "12_extend" / chapter, 4).cells if c.cell_type == "markdown")
     listed = re.findall(r"^```(python|markdown)\n(.*?)\n```$", prose, re.M | re.S)
     make = dict(python=nbformat.v4.new_code_cell, markdown=nbformat.v4.new_markdown_cell)
     nb = nbformat.v4.new_notebook(metadata=dict(kernelspec=dict(display_name="python3", language="python", name="python3")))
