@@ -9,7 +9,6 @@ __all__ = ['digest', 'write_json', 'no_space', 'finished', 'Stages']
 import errno
 import hashlib
 import json
-import os
 import shutil
 import time
 from pathlib import Path
