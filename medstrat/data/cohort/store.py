@@ -6,7 +6,7 @@
 __all__ = ['LAYOUT', 'FEW', 'CRASH', 'COLOURS', 'cohorts_folder', 'store_folder', 'Unreadable', 'too_many', 'Stored', 'read_all',
            'forget']
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #0ba79005
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #48a3f1b6
 import errno
 import hashlib
 import json
@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .decoding import decode, settle
+from .decoding import decode, settle, settled
 from .listing import Found
 from .rules import FAILURES, Rules, Skipped
 from ..sources import notice
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #2c3e5bc7
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #0fd57e33
 def cohorts_folder(
     cache_dir=None, # str or Path; None: the platform's cache folder
 ) -> Path:
@@ -48,32 +48,36 @@ def store_folder(
 
 LAYOUT = 1  # of the files below; another number, and all cohorts are read anew
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #e46daf00
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #23f95f44
 def _keys(folder, found:list) -> dict: # {key: Found}
     "The files of a cohort under names that tell nothing"
     root = os.path.realpath(folder)
     return {_sum(f"{root}\0{f.name}"): f for f in found}
 
-def _stamp(f:Found) -> list: return [f.size, *f.stamp]
+def _stamp(f:Found) -> list:
+    "Changes when the file does; the header of a pair (.hdr) has the stamp of its voxels, too"
+    stamp, voxels = [f.size, *f.stamp], Path(f.path).with_suffix(".img")
+    if Path(f.path).suffix.lower() != ".hdr" or not voxels.exists(): return stamp
+    s = voxels.stat()
+    return [*stamp, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino]
 
 def _private(path, flags): return os.open(path, flags, 0o600)
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #02f93d01
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #f2ed2a06
 def _attempt(f:Found, rules:Rules) -> tuple: # (part of a record, pictures)
     "Decode one file; what goes wrong becomes its reason"
     try: d = decode(f.path, rules)
     except Skipped as e: kind, why = e.kind, e.reason
-    except (OSError, MemoryError) as e:
-        kind, why = "refused", f"cannot be opened or does not fit into memory: {e}"
+    except MemoryError: kind, why = "refused", "It does not fit into memory."
     except Exception as e: kind, why = "damaged", f"{type(e).__name__}: {e}"
-    else: return dict(facts=d.facts, sha256=_file_sum(f.path)), d.pictures
+    else: return dict(facts=d.facts, sha256=d.facts["sha256"]), d.pictures
     for name in (str(f.path), Path(f.path).name): why = why.replace(name, "this file")
     return dict(kind=kind, reason=why), []
 
 def _file_sum(path) -> str: # SHA-256
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #56f4fec8
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #b0e84b86
 def _record(key:str, f:Found, **known) -> dict:
     "What the journal keeps of a file"
     empty = dict(kind=None, reason=None, facts=None, shown=None, sha256=None, channels=None, pictures=0, place=None)
@@ -92,7 +96,7 @@ def _read_batch(tasks:list, rules:Rules) -> tuple: # (records, {channels: bytes}
         if pictures: blocks[part["channels"]] += [p.tobytes() for p in pictures]
     return records, {c: b"".join(b) for c, b in blocks.items()}
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #4d56850d
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #519fa947
 FEW = 200  # files that this process reads itself
 
 def _chunks(tasks:list) -> list: # of lists
@@ -111,7 +115,7 @@ def _in_processes(chunks:list, rules:Rules, n_jobs:int) -> Iterator:
         pool = Parallel(n_jobs, return_as="generator", batch_size=1, pre_dispatch="2*n_jobs")
     return pool(delayed(_read_batch)(c, rules) for c in chunks)
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #fd073acb
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #e8ae527a
 def _surely(chunks:list, rules:Rules, n_jobs:int) -> Iterator:
     "Like `_in_processes`; a file that ends the process which reads it counts as damaged"
     from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -140,7 +144,7 @@ def _batches(tasks:list, rules:Rules, n_jobs:int|None) -> Iterable:
     if n > 1 and not few: return _surely(_chunks(tasks), rules, n)
     return (_read_batch(c, rules) for c in ([[t] for t in tasks] if few else _chunks(tasks)))
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #84fba1a6
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #87542122
 COLOURS = {1: "gray", 3: "rgb"}  # by the number of channels
 
 class _Journal:
@@ -194,7 +198,7 @@ class _Journal:
         line = json.dumps(entry).encode() + b"\n"
         with open(self.path, mode, opener=_private) as f: f.write(line)
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #455c6c1f
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #ce42852a
 def _finished(where:Path): # -> dict or None
     "What `meta.json` says, and the records by key; None: there is no store that is whole"
     try:
@@ -227,7 +231,7 @@ def _sweep(where:Path, meta:dict):
     for p in where.iterdir():
         if p.name not in kept: p.unlink(missing_ok=True)
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #a8f91409
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #2b71c3b1
 @contextmanager
 def _alone(where:Path):
     "Nobody else reads this cohort meanwhile"
@@ -242,7 +246,7 @@ def _alone(where:Path):
     try: yield
     finally: lock.release()
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #4c237aef
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #c465ffc1
 @contextmanager
 def _room(where:Path, n:int, rules:Rules):
     "A full disk, in words"
@@ -254,7 +258,7 @@ def _room(where:Path, n:int, rules:Rules):
                       " (twice that while a changed cohort is rewritten). Make room there, or give another folder"
                       " (cache_dir=…); what has been read is kept.") from e
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #0a8de95d
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #c0944f2c
 class Unreadable(ValueError):
     "Too many files could not be read, or none could; `files` lists those seen so far"
     def __init__(self,
@@ -287,10 +291,10 @@ def _reasons(bad:pd.DataFrame) -> str:
     "Counts by reason, each with an example"
     groups = bad.groupby(["kind", "reason"]).file.agg(["size", "first"]).reset_index()
     rows = list(groups.sort_values("size", ascending=False).itertuples(index=False))
-    said = [f"{n} × {kind}: {why} (such as {name})" for kind, why, n, name in rows[:5]]
+    said = [f"{n} × {kind}: {why.rstrip('.')} (such as {name})" for kind, why, n, name in rows[:5]]
     return "; ".join(said) + (f"; and {len(rows) - 5} further reasons" if len(rows) > 5 else "")
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #de30b04f
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #429caaaf
 @dataclass
 class _Reading:
     "One reading of one cohort"
@@ -311,7 +315,7 @@ class _Reading:
         stamp = _stamp(self.files[key])
         return next((r for r in known if r and r["stamp"] == stamp and r["kind"] != "unsupported"), None)
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #567383ed
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #6132c209
 def _turn(r:_Reading, keys:list, rules:Rules, turn:str) -> dict: # {key: record}
     "Read the files that are not known, in batches that are written down"
     from tqdm import tqdm
@@ -332,25 +336,25 @@ def _turn(r:_Reading, keys:list, rules:Rules, turn:str) -> dict: # {key: record}
             if failed >= 100 and too_many(failed, len(r.files), r.max_failed): break
     return {k: records[k] for k in keys if k in records}
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #68605272
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #8168d18b
 def _by(rules:Rules) -> str:
     "What is settled for a whole cohort"
     return json.dumps([rules.levels, rules.low, rules.high, rules.colour])
 
 def _channels(rules:Rules) -> int: return 1 if rules.colour == "gray" else 3
 
-def _second(r:_Reading, first:dict, settled:Rules) -> list: # records
+def _second(r:_Reading, first:dict, rules:Rules) -> list: # records
     "Decode again what the settled rules make another picture of"
-    c, asked, by = _channels(settled), _by(r.rules), _by(settled)
+    c, asked, by = _channels(rules), _by(r.rules), _by(rules)
     for s in first.values(): s.setdefault("by", asked)
     def holds(s): return s["kind"] or s["place"] and s["channels"] == c and s["by"] in (asked, by)
-    again = _turn(r, [k for k, s in first.items() if not holds(s)], settled, by)
+    again = _turn(r, [k for k, s in first.items() if not holds(s)], rules, by)
     took = ("kind", "reason", "channels", "pictures", "place")
     for k, s in again.items():
         first[k] = first[k] | {t: s[t] for t in took} | dict(shown=s["facts"], by=by)
     return list(first.values())
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #60832ec9
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #265c7597
 def _gather(where:Path, records:list, bytes_:int, name:str) -> str: # name of the file
     "All pictures in the order of the records, in one file"
     runs = list[list]()
@@ -369,19 +373,19 @@ def _gather(where:Path, records:list, bytes_:int, name:str) -> str: # name of th
         os.fsync(out.fileno())
     return name
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #07c296a0
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #9911a263
 def _read(r:_Reading):
     "The whole reading, up to a finished store"
     first = _turn(r, list(r.files), r.rules, "first")
     _stop_iftoo_many(r, first)
-    settled = settle(r.rules, [s["facts"] for s in first.values() if s["facts"]])
-    records = _second(r, {k: dict(s) for k, s in first.items()}, settled)
+    rules = settle(r.rules, [s["facts"] for s in first.values() if s["facts"]])
+    records = _second(r, {k: dict(s) for k, s in first.items()}, rules)
     _stop_iftoo_many(r, {s["key"]: s for s in records})
-    token, side, c, n = r.journal.token, r.rules.size, _channels(settled), 0
+    token, side, c, n = r.journal.token, r.rules.size, _channels(rules), 0
     pictures = _gather(r.where, records, r.journal.bytes(c), f"pictures-{token}.raw")
     for s in records:
         if s["pictures"]: s["place"], n = [pictures, n], n + s["pictures"]
-    _finish(r.where, records, pictures, [n, side, side, c], settled, token)
+    _finish(r.where, records, pictures, [n, side, side, c], rules, token)
 
 def _stop_iftoo_many(r:_Reading, records:dict):
     "Unreadable: too many files failed, or nothing was read"
@@ -390,13 +394,14 @@ def _stop_iftoo_many(r:_Reading, records:dict):
     if not read or too_many(failed, failed + read, r.max_failed):
         raise Unreadable(_frame(records.values(), r.files), r.max_failed)
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #da9f12e5
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #c8c54ac6
 @dataclass
 class Stored:
     "The pictures of a cohort, and a record of each of its files"
     images: np.ndarray     # memory map, uint8, N×S×S×C, in the order of the files
     records: pd.DataFrame  # a row a file, see `read_all`
     rules: Rules           # as settled for the cohort
+    said: str              # the same in words
     where: Path            # the folder of the cache
 
 def _row(s:dict, name:str) -> dict:
@@ -415,14 +420,14 @@ def _frame(records:Iterable, files:dict) -> pd.DataFrame: # a row a file
     table = table.astype(dict.fromkeys(("width", "height", "bits"), "Int64"))
     return table.assign(**texts.astype(object).where(texts.notna(), None))
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #63871948
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #396b4901
 def _current(store:dict, files:dict) -> bool:
     "Does the store hold these files, as they are now?"
     known = store.get("known", {})
     return [(k, r["stamp"]) for k, r in known.items()] == [(k, _stamp(f)) for k, f in files.items()] \
         and not any(r["kind"] == "unsupported" for r in known.values())
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #49164d21
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #3c2a7526
 def read_all(
     folder,                # of the cohort: str or Path
     found:list,            # of Found, its files (see list_files)
@@ -444,10 +449,11 @@ def read_all(
         _sweep(where, store)
         shape = tuple(store["shape"])
         images = np.memmap(where / store["pictures"], np.uint8, "r", shape=shape)
-    records = _frame(store["known"].values(), files)
-    return Stored(images, records, Rules.from_dict(store["rules"]), where)
+    known, final = store["known"].values(), Rules.from_dict(store["rules"])
+    said = settled(final, [r["facts"] for r in known if r["facts"]])
+    return Stored(images, _frame(known, files), final, said, where)
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #56fb0511
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #8e58f82b
 def forget(
     folder,         # with the files of a cohort
     cache_dir=None, # where its pictures were kept; None: in the platform's cache folder

@@ -334,7 +334,7 @@ def test_the_second_waits_and_finds_it_done(folder, monkeypatch):
 # ---- failures
 
 def test_one_bad_file_of_ten_does_not_end_it(folder):
-    (folder / "p004.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    (folder / "p004.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
     (folder / "note.txt").write_text("no image")
     s = read(folder)
     assert s.records.kind.dropna().to_list() == ["no image", "damaged"] and len(s.images) == 11
@@ -342,7 +342,7 @@ def test_one_bad_file_of_ten_does_not_end_it(folder):
 
 
 def test_too_many_bad_files_end_it_with_a_list(folder, decoded):
-    for i in (2, 7): (folder / f"p{i:03}.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    for i in (2, 7): (folder / f"p{i:03}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
     with pytest.raises(Unreadable, match="2 of the 12 image files seen could not be read; max_failed=0.05.*damaged.*p002.png.*max_failed") as e: read(folder)
     assert isinstance(e.value, ValueError) and len(e.value.files) == 12 and e.value.files.kind.notna().sum() == 2
     decoded.clear()
@@ -352,7 +352,7 @@ def test_too_many_bad_files_end_it_with_a_list(folder, decoded):
 
 def test_a_large_cohort_stops_when_it_is_certain(tmp_path, decoded):
     folder = fill(tmp_path / "large", 10)
-    for i in range(10, 600): (folder / f"p{i:03}.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    for i in range(10, 600): (folder / f"p{i:03}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
     with pytest.raises(Unreadable) as e: read(folder)
     assert 100 <= len(e.value.files) < 300 and len(decoded) < 300
 
