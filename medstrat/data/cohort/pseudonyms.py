@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'Pseudonyms']
 
-# %% ../../../nbs/00_data/11_cohort/10_pseudonyms.ipynb #6ce16afa
+# %% ../../../nbs/00_data/11_cohort/10_pseudonyms.ipynb #131d42b9
 import csv
 import random
 from pathlib import Path
@@ -15,7 +15,7 @@ import pandas as pd
 
 from .tables import ENDING, as_text, unguarded, write_csv
 
-# %% ../../../nbs/00_data/11_cohort/10_pseudonyms.ipynb #338c55d5
+# %% ../../../nbs/00_data/11_cohort/10_pseudonyms.ipynb #a06ee2fb
 class Pseudonyms:
     "Numbers for names, kept in a key file; ValueError where that is damaged"
     def __init__(self,
@@ -23,7 +23,7 @@ class Pseudonyms:
     ):
         self.path = None if path is None else Path(path).expanduser()
         self.numbers:dict[str, dict[str, int]] = {}  # {kind: {name: number}}
-        self._known:dict|None = None                 # for scrub
+        self._known:tuple|None = None                # for scrub
         self._take_up()
 
     def apply(self,
@@ -50,7 +50,7 @@ class Pseudonyms:
     ) -> str:
         "A text in which every known name is replaced by its kind and number"
         if self._known is None: self._known = _forms(self.numbers)
-        return _scrubbed(text, self._known)
+        return _scrubbed(text, *self._known)
 
     def _alone(self):
         "Nobody else has the key file at this moment"
@@ -69,7 +69,7 @@ class Pseudonyms:
                 for name, n in sorted(names.items(), key=lambda x: x[1])]
         write_csv(pd.DataFrame(rows, columns=COLUMNS), self.path, private=True)
 
-# %% ../../../nbs/00_data/11_cohort/10_pseudonyms.ipynb #6c92a460
+# %% ../../../nbs/00_data/11_cohort/10_pseudonyms.ipynb #01fc75f5
 COLUMNS = ["kind", "name", "number"]
 
 def _read_key(path:Path) -> dict: # {kind: {name: number}}
@@ -83,23 +83,23 @@ def _read_key(path:Path) -> dict: # {kind: {name: number}}
     if not whole or sum(map(len, numbers.values())) != len(rows) or any(
         sorted(names.values()) != [*range(1, len(names) + 1)] for names in numbers.values()): raise ValueError(
         f"{path} is no key as it was written: needed are the columns {', '.join(COLUMNS)}, every name once, and for"
-        " each kind the numbers 1, 2, … Take a copy of the key from before it was changed, or name another file: the numbers"
-        " will then be new ones.")
+        " each kind the numbers 1, 2, … Take a copy of the key from before it was changed, or name another file:"
+        " the numbers will then be new ones.")
     return numbers
 
-# %% ../../../nbs/00_data/11_cohort/10_pseudonyms.ipynb #19f75633
-def _forms(numbers:dict) -> dict: # {text as it may occur: what takes its place}
+# %% ../../../nbs/00_data/11_cohort/10_pseudonyms.ipynb #9b253937
+def _forms(numbers:dict) -> tuple: # ({text as it may occur: what takes its place}, length of the longest)
     found:dict = {}
     for kind, names in numbers.items():
         for name, n in names.items():
             base = name.rpartition("/")[2]
             for form in (name, base, ENDING.sub("", name), ENDING.sub("", base)):
                 if form.strip(): found.setdefault(normalize("NFC", form), f"{kind} {n}")
-    return found
+    return found, max(map(len, found), default=0)
 
-def _scrubbed(text:str, forms:dict) -> str:
+def _scrubbed(text:str, forms:dict, longest:int) -> str:
     "From left to right, always the longest name that begins here and ends at the end of a word"
-    text, longest = normalize("NFC", text), max(map(len, forms), default=0)
+    text = normalize("NFC", text)
     edge = [i for i in range(len(text) + 1)
             if not (0 < i < len(text) and text[i - 1].isalnum() and text[i].isalnum())]
     done, out = 0, []
