@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['LISTED', 'PARTS', 'STYLE', 'as_text', 'tabulated', 'evidence', 'prose', 'render']
 
-# %% ../../nbs/06_runs/06_page.ipynb #da242b24
+# %% ../../nbs/06_runs/06_page.ipynb #629b943f
 import re
 from html import escape
 
 import numpy as np
 import pandas as pd
 
-# %% ../../nbs/06_runs/06_page.ipynb #77913b2f
+# %% ../../nbs/06_runs/06_page.ipynb #09b3daba
 def as_text(
     value, # a cell of a table, of any kind
 ) -> str:  # at most 300 characters
@@ -26,7 +26,7 @@ def as_text(
     text = str(value)
     return text if len(text) <= 300 else text[:299] + "…"
 
-# %% ../../nbs/06_runs/06_page.ipynb #bdab3c4b
+# %% ../../nbs/06_runs/06_page.ipynb #d3ed37af
 LISTED = 200   # rows of a table that are shown
 
 def _head(name) -> str:
@@ -47,7 +47,7 @@ def tabulated(
     return dict(head=names + [_head(c) for c in df.columns], rows=rows, numbers=numbers, named=len(names),
                 more=len(df) - len(part))
 
-# %% ../../nbs/06_runs/06_page.ipynb #46809160
+# %% ../../nbs/06_runs/06_page.ipynb #5c0d01d0
 _SHOWN = dict(predicts="guesses the subgroup", predicts_by_chance="by chance", p="p", p_corrected="p, corrected", n="n",
               values="values", remark="remark")
 
@@ -71,15 +71,15 @@ def evidence(
     return dict(head=[_SHOWN[k] for k in shown], texts=[k == "remark" for k in shown], rows=rows[:LISTED],
                 more=max(0, len(rows) - LISTED))
 
-# %% ../../nbs/06_runs/06_page.ipynb #ab48b6c3
+# %% ../../nbs/06_runs/06_page.ipynb #8cab113a
 def prose(
     text:str, # paragraphs with empty lines between them
 ) -> str:     # HTML
     "A text as escaped paragraphs, with code where backticks are."
-    parts = [p for p in re.split(r"\n\s*\n", str(text).strip()) if p]
+    parts = [p for p in re.split(r"\s*\n\s*\n\s*", str(text).strip()) if p]
     return "".join("<p>" + re.sub("`([^`]+)`", r"<code>\1</code>", escape(p)) + "</p>" for p in parts)
 
-# %% ../../nbs/06_runs/06_page.ipynb #7c835304
+# %% ../../nbs/06_runs/06_page.ipynb #d221b022
 PARTS = {"parts": """
 {% macro lacking(reason) %}<p class="lacking">{{ reason }}</p>{% endmacro %}
 {% macro more(n) %}{% if n %}<p class="note">… and {{ "{:,}".format(n) }} more, which are not shown here.</p>{% endif %}
@@ -97,7 +97,7 @@ PARTS = {"parts": """
 {% endmacro %}
 """}
 
-# %% ../../nbs/06_runs/06_page.ipynb #6128af35
+# %% ../../nbs/06_runs/06_page.ipynb #d2fab603
 PARTS["evidence"] = """{% from "parts" import more %}{% macro bar(share, chance=none) %}
 {% if share is not none %}<span class="bar" aria-hidden="true"><i style="width:{{ '%.1f' % share }}%"></i>
 {% if chance is not none %}<b style="left:{{ '%.1f' % chance }}%"></b>{% endif %}</span>{% endif %}{% endmacro %}
@@ -114,16 +114,16 @@ PARTS["evidence"] = """{% from "parts" import more %}{% macro bar(share, chance=
 chance alone gives, where it is known. Each p is corrected for the columns of this table.</p>{% endmacro %}
 """
 
-# %% ../../nbs/06_runs/06_page.ipynb #74089447
+# %% ../../nbs/06_runs/06_page.ipynb #bf549de4
 PARTS["pictures"] = """{% macro pictures(row, number) %}
 <h4>{{ row.title }} <small>{{ row.about }}</small></h4><div class="pictures">
 {% for p in row.pictures %}<figure>
 <img src="{{ p.src }}" alt="{{ row.title }} image of subgroup {{ number }}: {{ p.name }}">
-<figcaption><bdi>{{ p.name }}</bdi>{% if p.facts %}<br><span dir="auto">{{ p.facts }}</span>{% endif %}
+<figcaption><bdi>{{ p.name }}</bdi>{% for f in p.facts %}<br><bdi>{{ f }}</bdi>{% endfor %}
 </figcaption></figure>{% endfor %}</div>{% endmacro %}
 """
 
-# %% ../../nbs/06_runs/06_page.ipynb #37af13f6
+# %% ../../nbs/06_runs/06_page.ipynb #f182477a
 PARTS["head"] = """<meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:;
  style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
@@ -144,7 +144,7 @@ def render(
                         style=Markup(STYLE))
     return page.get_template("page").render()
 
-# %% ../../nbs/06_runs/06_page.ipynb #48fd72f6
+# %% ../../nbs/06_runs/06_page.ipynb #ec259d22
 STYLE = """
 :root { color-scheme: light; --ink: #1d2327; --soft: #5a646b; --line: #d8dde0; --blue: #0b5c8a; --pale: #f4f6f7; }
 * { box-sizing: border-box; }
@@ -172,14 +172,16 @@ dt { color: var(--soft); } dd { margin: 0; text-align: right; font-variant-numer
 table { border-collapse: collapse; font-size: .88rem; overflow-wrap: normal; min-width: min(100%, 30rem); }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; vertical-align: top; border-bottom: 1px solid var(--line); }
 thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; } tbody th { font-weight: 500; }
-th, td { max-width: 22rem; overflow-wrap: anywhere; min-width: 3.5rem; }
+thead th, thead th.n { white-space: normal; overflow-wrap: break-word; }
+th, td { max-width: 22rem; overflow-wrap: anywhere; min-width: 4rem; }
 .n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.strength { min-width: 11.5rem; } tbody th:first-child { min-width: 7.5rem; }
 .remark { min-width: 12rem; color: var(--soft); }
 """
 
-# %% ../../nbs/06_runs/06_page.ipynb #4da0df3b
+# %% ../../nbs/06_runs/06_page.ipynb #17b89abc
 STYLE += """
-.strength { white-space: nowrap; min-width: 11.5rem; font-variant-numeric: tabular-nums; }
+.strength { white-space: nowrap; font-variant-numeric: tabular-nums; }
 .bar { position: relative; display: inline-block; width: 6rem; height: .7rem; background: #e8ecee;
   margin-right: .6rem; }
 .bar i { position: absolute; inset: 0 auto 0 0; background: #3b7ea6; }
@@ -192,7 +194,8 @@ figcaption { font-size: .78rem; line-height: 1.35; color: var(--soft); }
   align-items: start; }
 .pictures img { width: 100%; display: block; margin-bottom: .2rem; } .pictures figure { max-width: 9rem; }
 .prototype { max-width: 11rem; } .prototype img { width: 100%; display: block; } .path { margin: 1rem 0; }
-.path div { display: flex; gap: 2px; } .path img { flex: 1 1 0; min-width: 0; max-width: 9rem; }
+.path div { display: flex; flex-wrap: wrap; gap: 2px; }
+.path img { flex: 1 1 0; min-width: 3.6rem; max-width: 9rem; }
 #embedding-canvas { width: 100%; min-height: 520px; } .still { display: none; }
 .chosen { margin: .5rem 0 1rem; }
 #embedding-legend { display: flex; flex-wrap: wrap; gap: .3rem; margin: .6rem 0; }
@@ -206,7 +209,7 @@ button[aria-pressed=false] i { opacity: .25; } #embedding-save { margin-left: .6
 blockquote { margin: .6rem 0; padding: .2rem 1rem; background: var(--pale); user-select: all; }
 """
 
-# %% ../../nbs/06_runs/06_page.ipynb #2de56e70
+# %% ../../nbs/06_runs/06_page.ipynb #ff80858d
 STYLE += """
 @media (min-width: 76rem) {
   body { display: grid; grid-template-columns: 14rem minmax(0, 1fr); column-gap: 3rem; max-width: 74rem; }
@@ -223,7 +226,8 @@ STYLE += """
   figure, tr, dl div, .alarms { break-inside: avoid; }
   .scroll { overflow: visible; }
   table { font-size: 8pt; }
-  .remark, .strength { min-width: 0; }
+  th, td, tbody th:first-child, .remark, .strength { min-width: 0; padding-right: .4rem; }
+  .bar { width: 3rem; margin-right: .3rem; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   a { color: inherit; text-decoration: none; }
 }

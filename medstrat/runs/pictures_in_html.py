@@ -6,7 +6,7 @@
 __all__ = ['MANY', 'OTHER', 'NO_VALUE', 'as_jpeg', 'compact', 'Embedding', 'sample_embedding', 'colouring', 'json_script',
            'bokeh_map', 'map_parts']
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #f0517104
+# %% ../../nbs/06_runs/05_embedded.ipynb #f47f5509
 import base64
 import io
 import json
@@ -17,7 +17,7 @@ import pandas as pd
 
 from ..data.pictures import cluster_colors, unit_images
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #b58bc5ad
+# %% ../../nbs/06_runs/05_embedded.ipynb #51de74ce
 def _bytes(images) -> np.ndarray:
     "Images as uint8, as they are or from floats in [0, 1]."
     x = np.asarray(images)
@@ -36,7 +36,7 @@ def as_jpeg(
     picture.save(out := io.BytesIO(), "JPEG", quality=quality, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #064e8b23
+# %% ../../nbs/06_runs/05_embedded.ipynb #4155bcd7
 def compact(
     images,           # N images, (H, W), (H, W, 1) or (H, W, 3) each
     budget:float=8e6, # bytes that all of them may take in the page
@@ -50,10 +50,10 @@ def compact(
         if tried * len(images) <= budget: break
     return [as_jpeg(x, *step) for x in images]
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #942cdb01
+# %% ../../nbs/06_runs/05_embedded.ipynb #c2f16ca0
 @dataclass
 class Embedding:
-    "Images as points in the plane; ValueError where the lengths differ."
+    "Images as points in the plane; ValueError where lengths differ or numbers are negative."
     xy: np.ndarray        # (n, 2) places
     clusters: np.ndarray  # (n,) numbers of the subgroups, from 0 on
     names: list           # n names of files
@@ -67,16 +67,19 @@ class Embedding:
             value = getattr(self, name)
             if value is not None and len(value) != len(self.xy): raise ValueError(
                 f"{len(self.xy)} points, but {name} has {len(value)}; one of each is needed.")
+        self.clusters = np.asarray(self.clusters, dtype=int)
+        if (self.clusters < 0).any(): raise ValueError(
+            f"the number of a subgroup is {self.clusters.min()}; numbers from 0 on are needed.")
 
     def take(self, rows) -> "Embedding":
         "Some of the points."
         part: dict = {k: None if v is None else v[rows] for k, v in vars(self).items()
                       if k in ("xy", "thumbnails", "probability")}
         columns = None if self.columns is None else self.columns.iloc[rows]
-        return replace(self, **part, columns=columns, clusters=np.asarray(self.clusters)[rows],
+        return replace(self, **part, columns=columns, clusters=self.clusters[rows],
                        names=[self.names[i] for i in rows])
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #b6412d8d
+# %% ../../nbs/06_runs/05_embedded.ipynb #36e8538c
 def sample_embedding(
     embedding:Embedding, # of any number of points
     most:int=5000,       # points to keep
@@ -86,7 +89,7 @@ def sample_embedding(
     if n <= most: return embedding
     return embedding.take(np.sort(np.random.default_rng(0).permutation(n)[:most]))
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #0beeaa69
+# %% ../../nbs/06_runs/05_embedded.ipynb #b9cdd1ab
 MANY = 11                                  # values with a colour of their own
 OTHER, NO_VALUE = "#999999", "#d0d0d0"
 
@@ -97,37 +100,38 @@ def _hex(colors) -> list:
 def _fifths(values:pd.Series) -> tuple: # labels, colours, codes
     "A column of numbers in five classes of equal size, or fewer where values are tied."
     from matplotlib import colormaps
-    cut = pd.qcut(values.astype(float), 5, duplicates="drop")
+    cut = pd.qcut(values, 5, duplicates="drop")
     labels = [f"{i.left:.3g} to {i.right:.3g}" for i in cut.cat.categories]
     return labels, _hex(colormaps["viridis"](np.linspace(0, .9, len(labels)))), cut.cat.codes.to_numpy()
 
 def _values(values:pd.Series) -> tuple: # labels, colours, codes
     "The most frequent values of a column, in their own order; the rest together."
-    most = values.value_counts().index[:MANY]
-    try: most = sorted(most)
-    except TypeError: most = sorted(most, key=str)
-    codes = pd.Categorical(values, categories=most).codes.astype(int)
-    labels, colors = [str(v)[:40] for v in most], _hex(cluster_colors(len(most)))
+    most = sorted(values.value_counts().index[:MANY])
+    codes = pd.Index(most).get_indexer(values)
+    labels = [f"{v:g}" if isinstance(v, float) else v[:40] for v in most]
+    colors = _hex(cluster_colors(len(most)))
     rest = (codes < 0) & values.notna().to_numpy()
     if rest.any(): codes[rest], labels, colors = len(labels), [*labels, "other"], [*colors, OTHER]
     return labels, colors, codes
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #8fa851ec
+# %% ../../nbs/06_runs/05_embedded.ipynb #f0c237af
 def colouring(
     name:str,         # of the column
     values:pd.Series, # (n,)
 ) -> dict:            # name, labels, colours, and n codes into both
     "How points are coloured by a column."
-    values = pd.Series(np.asarray(values, dtype=object)).infer_objects()
-    many = pd.api.types.is_float_dtype(values) or pd.api.types.is_integer_dtype(values)
-    labels, colors, codes = (_fifths if many and values.nunique() > MANY else _values)(values)
+    values, kind = pd.Series(values).reset_index(drop=True), pd.api.types
+    number = kind.is_numeric_dtype(values) and not kind.is_bool_dtype(values)
+    if number: values = pd.Series(values.to_numpy(float, na_value=np.nan)).where(np.isfinite)
+    else: values = values.astype(object).map(str, na_action="ignore")
+    labels, colors, codes = (_fifths if number and values.nunique() > MANY else _values)(values)
     codes = np.asarray(codes, dtype=int)
     if (codes < 0).any():
         codes = np.where(codes < 0, len(labels), codes)
         labels, colors = [*labels, "no value"], [*colors, NO_VALUE]
     return dict(name=str(name), labels=labels, colours=colors, codes=codes.tolist())
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #7a1ced10
+# %% ../../nbs/06_runs/05_embedded.ipynb #3bac9335
 def json_script(
     value,    # anything that JSON can hold
     id:str,   # of the element
@@ -137,7 +141,7 @@ def json_script(
     for sign in "<>&": text = text.replace(sign, f"\\u{ord(sign):04x}")
     return f'<script type="application/json" id="{id}">{text}</script>'
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #e093d297
+# %% ../../nbs/06_runs/05_embedded.ipynb #5e20cb8a
 def _tooltip(e:Embedding) -> str:
     "What stands under the pointer, in Bokeh's language: @{column} is escaped."
     picture = '<img src="@{picture}" alt="" width="128" style="display:block;margin-bottom:4px">'
@@ -154,7 +158,7 @@ def _columns(e:Embedding) -> dict:
     if e.thumbnails is not None: data["picture"] = compact(e.thumbnails)
     return data
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #90b27dca
+# %% ../../nbs/06_runs/05_embedded.ipynb #230fe8c7
 def bokeh_map(
     embedding:Embedding, # at most some thousands of points
 ): # bokeh's figure, called "embedding"; its first renderer draws the points, filtered by Booleans
@@ -175,9 +179,10 @@ def bokeh_map(
                  nonselection_fill_alpha=.12, selection_line_color="black")
     plot.axis.visible, plot.grid.visible = False, False
     plot.outline_line_color, plot.toolbar.logo = "#cccccc", None
+    plot.toolbar_location = "above"
     return plot
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #2cdb36fd
+# %% ../../nbs/06_runs/05_embedded.ipynb #acb03ec5
 _BEHAVIOUR = """
 addEventListener("load", async () => {
   const $ = id => document.getElementById("embedding-" + id);
@@ -217,7 +222,7 @@ addEventListener("load", async () => {
   }
 """
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #7780a2d8
+# %% ../../nbs/06_runs/05_embedded.ipynb #d6f1118d
 _SAVING = r"""
   const quoted = t => '"' + (/^[\s]*[=+\-@\t\r]/.test(t) ? "'" + t : t).replaceAll('"', '""') + '"';
   function table() {
@@ -239,15 +244,15 @@ _SAVING = r"""
 });
 """
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #7da6a552
+# %% ../../nbs/06_runs/05_embedded.ipynb #8867d35d
 def _by_subgroup(e:Embedding) -> dict:
     "The colours of the subgroups, however many there are."
-    found, codes = np.unique(np.asarray(e.clusters, dtype=int), return_inverse=True)
+    found, codes = np.unique(e.clusters, return_inverse=True)
     colors = _hex(cluster_colors(int(found.max(initial=0)) + 1))
     return dict(name="subgroup", labels=[f"subgroup {k}" for k in found],
                 colours=[colors[k] for k in found], codes=codes.tolist())
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #bfbf3c5b
+# %% ../../nbs/06_runs/05_embedded.ipynb #c9d2a660
 def map_parts(
     embedding:Embedding, # at most some thousands of points
 ) -> dict: # data, script and library: texts to put into a page as they are

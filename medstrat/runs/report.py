@@ -6,7 +6,7 @@
 __all__ = ['WHY', 'CAUTIONS', 'PRIVACY', 'ROWS', 'SECTIONS', 'TEMPLATES', 'Examples', 'Subgroup', 'Content', 'count_reasons',
            'report_html', 'write_report']
 
-# %% ../../nbs/06_runs/07_report.ipynb #8e775cd9
+# %% ../../nbs/06_runs/07_report.ipynb #674dcff3
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ import pandas as pd
 from .page import as_text, evidence, render, tabulated
 from .pictures_in_html import Embedding, as_jpeg, compact, map_parts, sample_embedding
 
-# %% ../../nbs/06_runs/07_report.ipynb #f5723602
+# %% ../../nbs/06_runs/07_report.ipynb #b9285ec7
 @dataclass
 class Examples:
     "Some images of a subgroup, as they are shown"
@@ -38,7 +38,7 @@ class Subgroup:
     borderline: Examples | None = None     # nearly as probable in another subgroup
     outlying: Examples | None = None       # farthest from the centre
 
-# %% ../../nbs/06_runs/07_report.ipynb #42038863
+# %% ../../nbs/06_runs/07_report.ipynb #77dd1bc0
 @dataclass
 class Content:
     "What a report is made of. None, empty: there is none, and the report says so"
@@ -58,7 +58,7 @@ class Content:
     methods: str = ""                              # a paragraph to copy
     missing: dict = field(default_factory=dict)    # field → why there is none
 
-# %% ../../nbs/06_runs/07_report.ipynb #ca5130a3
+# %% ../../nbs/06_runs/07_report.ipynb #34fabc24
 WHY = dict(
     overview="Nothing was counted.",
     exclusions="Every file that was found was read.",
@@ -74,7 +74,7 @@ WHY = dict(
     versions="The versions were not recorded.",
     methods="No paragraph was written.")
 
-# %% ../../nbs/06_runs/07_report.ipynb #9e960a4d
+# %% ../../nbs/06_runs/07_report.ipynb #5b5e2d2d
 CAUTIONS = (
     "Subgroups are found in any data, noise included. That there are some is no finding, nor is "
     "their number: it was chosen, or set by a rule of thumb.",
@@ -96,17 +96,18 @@ PRIVACY = (
     "identify a person, even where names were replaced by numbers. Give it only to those who may "
     "see the images themselves.")
 
-# %% ../../nbs/06_runs/07_report.ipynb #0165314a
+# %% ../../nbs/06_runs/07_report.ipynb #e823833b
 def count_reasons(
     exclusions:pd.DataFrame, # with kind and reason
 ) -> pd.DataFrame:           # kind, reason, files
     "Why files were left out, and how many."
     by = [c for c in ("kind", "reason") if c in exclusions]
     if not by: return pd.DataFrame(dict(files=[len(exclusions)]))
-    counts = exclusions.fillna("–").groupby(by, sort=False).size().reset_index(name="files")
+    groups = exclusions[by].astype(object).fillna("–").groupby(by, sort=False)
+    counts = groups.size().reset_index(name="files")
     return counts.sort_values("files", ascending=False, kind="stable").reset_index(drop=True)
 
-# %% ../../nbs/06_runs/07_report.ipynb #de9c3cbb
+# %% ../../nbs/06_runs/07_report.ipynb #395ace7d
 ROWS = (("typical", "Typical", "nearest to the centre of the subgroup"),
         ("borderline", "Borderline", "nearly as probable in another subgroup"),
         ("outlying", "Outlying", "farthest from the centre: unusual images, or faulty ones"))
@@ -118,7 +119,7 @@ def _examples(e:Examples, budget:float) -> list:
     pictures = compact(e.images, budget, side=160)
     facts = [_number(e.probability, i, "probability") + _number(e.distance, i, "distance")
              + ([as_text(e.notes[i])] if e.notes else []) for i in range(len(e.images))]
-    return [dict(src=p, name=as_text(n), facts=", ".join(f))
+    return [dict(src=p, name=as_text(n), facts=f)
             for p, n, f in zip(pictures, e.names, facts, strict=True)]
 
 def _subgroup(s:Subgroup, budget:float) -> dict:
@@ -128,7 +129,7 @@ def _subgroup(s:Subgroup, budget:float) -> dict:
     prototype = None if s.prototype is None else as_jpeg(s.prototype, 256)
     return dict(number=s.number, size=s.size, share=s.share, prototype=prototype, rows=rows)
 
-# %% ../../nbs/06_runs/07_report.ipynb #2ce69ee9
+# %% ../../nbs/06_runs/07_report.ipynb #3d786fcc
 def _still(e:Embedding) -> str:
     "The map as a PNG, for paper."
     import base64
@@ -146,14 +147,14 @@ def _mapped(e:Embedding|None) -> dict|None:
     return map_parts(shown) | dict(still=_still(shown), n=len(shown.xy), of=len(e.xy), how=e.how,
                                    pictures=e.thumbnails is not None)
 
-# %% ../../nbs/06_runs/07_report.ipynb #ee89f972
+# %% ../../nbs/06_runs/07_report.ipynb #6b848198
 SECTIONS = dict(overview="Overview", artefacts="Artefacts before meaning", subgroups="Subgroups",
                 path="From one subgroup to another", embedding="All images on one map",
                 associations="What the subgroups go with", characteristics="Characteristics by subgroup",
                 cautions="What may not be concluded", methods="For the methods section",
                 settings="Settings and versions")
 
-# %% ../../nbs/06_runs/07_report.ipynb #62c14c05
+# %% ../../nbs/06_runs/07_report.ipynb #1abf54af
 TEMPLATES = {"page": """<!doctype html>
 <html lang="en"><head>{% include "head" %}<title>{{ c.title }}</title></head><body>
 <header><h1 dir="auto">{{ c.title }}</h1><p class="privacy"><strong>Handle with care.</strong> {{ privacy }}</p>
@@ -167,12 +168,9 @@ TEMPLATES = {"page": """<!doctype html>
 <section id="{{ id }}"><h2><span>{{ loop.index }}</span> {{ title }}</h2>{% include id %}</section>{% endfor %}</main>
 {% if map %}{{ safe(map.data) }}
 <script>{{ safe(map.library) }}</script><script>{{ safe(map.script) }}</script>{% endif %}
-<script>
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(d => d.open = true));
-</script>
 </body></html>"""}
 
-# %% ../../nbs/06_runs/07_report.ipynb #449e61df
+# %% ../../nbs/06_runs/07_report.ipynb #d6a48bfc
 TEMPLATES["overview"] = """{% from "parts" import table, pairs, lacking %}
 {% if c.overview %}{{ pairs(c.overview) }}{% else %}{{ lacking(why.overview) }}{% endif %}
 <h3>Left out</h3>
@@ -189,7 +187,7 @@ one of them is strong, the subgroups may be about how images were made, and not 
 {% if artefacts %}{{ evidence(artefacts, "Artefacts and the subgroups") }}
 {% else %}{{ lacking(why.artefacts) }}{% endif %}"""
 
-# %% ../../nbs/06_runs/07_report.ipynb #62929cd9
+# %% ../../nbs/06_runs/07_report.ipynb #c922fdcc
 TEMPLATES["subgroups"] = """{% from "parts" import lacking %}{% from "pictures" import pictures %}
 {% from "evidence" import bar %}
 {% if subgroups %}<p class="note">Pictures are reduced and compressed; measure on the files.</p>
@@ -214,16 +212,17 @@ TEMPLATES["path"] = """{% from "parts" import lacking %}
 eyes; these are no images of patients.</p>
 {% for a, b, steps in path %}<figure class="path"><div>{% for src in steps %}<img src="{{ src }}"
  alt="Step {{ loop.index }} of {{ steps|length }} from subgroup {{ a }} to subgroup {{ b }}">{% endfor %}</div>
-<figcaption>From subgroup {{ a }} (left) to subgroup {{ b }} (right)</figcaption></figure>{% endfor %}
+<figcaption>From subgroup {{ a }} (first) to subgroup {{ b }} (last)</figcaption></figure>{% endfor %}
 {% else %}{{ lacking(why.path) }}{% endif %}"""
 
-# %% ../../nbs/06_runs/07_report.ipynb #4725f2c3
+# %% ../../nbs/06_runs/07_report.ipynb #ff278f2f
 TEMPLATES["embedding"] = """{% from "parts" import lacking %}
-{% if map %}<p>{{ map.how }} Each point is an image; touch one to see {{ "it" if map.pictures else "its name" }}.
+{% if map %}<p>{{ map.how }} Each point is an image.
 Distances on a map like this are true at best between neighbours. {% if map.n < map.of %}
 {{ "{:,}".format(map.n) }} of {{ "{:,}".format(map.of) }} images are shown, drawn at random.{% endif %}</p>
 <div class="live"><p><label>Colour by <select id="embedding-by"></select></label></p>
-<p class="note">A click on a value hides its points. Lasso and box, above the map, choose points to look at or save.</p>
+<p class="note">Point at an image to see {{ "it" if map.pictures else "its name" }}. A click on a value hides its
+points. Lasso and box, above the map, choose points to look at or to save.</p>
 <div id="embedding-legend" role="group" aria-label="Legend: show and hide"></div>
 <div id="embedding-canvas" role="img" aria-label="Map of the images. The tables beside this file list all of them.">
 </div>
@@ -249,7 +248,7 @@ TEMPLATES["settings"] = """{% from "parts" import table, pairs, lacking %}
 {% if settings %}{{ table(settings, "Settings") }}{% else %}{{ lacking(why.settings) }}{% endif %}<h3>Versions</h3>
 {% if c.versions %}{{ pairs(c.versions) }}{% else %}{{ lacking(why.versions) }}{% endif %}"""
 
-# %% ../../nbs/06_runs/07_report.ipynb #a9fd0447
+# %% ../../nbs/06_runs/07_report.ipynb #06cafb32
 def _drawn(c:Content) -> dict:
     "The pictures of a report, as addresses that hold them."
     budget = 4e6 / max(1, len(c.subgroups))
@@ -267,7 +266,7 @@ def _tables(c:Content) -> dict:
         found |= dict(reasons=tabulated(count_reasons(c.exclusions), most=30))
     return shown | found
 
-# %% ../../nbs/06_runs/07_report.ipynb #d78f7744
+# %% ../../nbs/06_runs/07_report.ipynb #a85f5cbf
 def report_html(
     content:Content, # what there is to say
 ) -> str:            # a page that needs nothing else
@@ -275,7 +274,7 @@ def report_html(
     return render(TEMPLATES, c=content, why=WHY | content.missing, sections=list(SECTIONS.items()),
                   cautions=CAUTIONS, privacy=PRIVACY, **_drawn(content), **_tables(content))
 
-# %% ../../nbs/06_runs/07_report.ipynb #92223245
+# %% ../../nbs/06_runs/07_report.ipynb #ebb34d12
 def write_report(
     content:Content, # what there is to say
     path,            # of the HTML file; its folder has to be there
@@ -283,6 +282,6 @@ def write_report(
     "One file, below 15 MB, that opens anywhere. OSError where it cannot be written."
     path = Path(path)
     part = path.with_name(path.name + ".partial")
-    part.write_text(report_html(content), encoding="utf-8")
+    part.write_text(report_html(content), encoding="utf-8", errors="backslashreplace")
     os.replace(part, path)
     return path
