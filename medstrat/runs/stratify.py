@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'Question', 'Interrupted', 'Stratification', 'read_cohort', 'with_artefacts', 'settle_clusters',
-           'tested_columns', 'alarms', 'methods_text', 'start_stratify', 'stratify', 'write_example']
+           'tested_columns', 'alarms', 'start_stratify', 'stratify', 'write_example']
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #7a261fa0
+# %% ../../nbs/06_runs/09_stratify.ipynb #a75701a0
 import hashlib
 import json
 import os
 import shutil
 import warnings
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,12 @@ from ..data.sources import load_dataset
 from ..data.splits import group_codes, group_column
 from ..evaluation.artefacts import leading_artefact, measure_files, measure_picture
 from ..evaluation.association import associations
-from ..evaluation.characteristics import characteristics
+from ..evaluation.characteristics import characteristics, methods_paragraph
 from .contents import about_sizes, map_of, path_between, show_subgroups
 from .records import describe_place
 from .reference import Described, Reference, assigned, describe
 from .report import Content, write_report
-from .requests import given_parameters, read_value, whole_number
+from .requests import given_parameters, partial, read_value, whole_number
 from .stages import Stages, write_json
 from ..training.estimator import DeepClusterer
 from ..training.parameters import parameters
@@ -46,7 +46,7 @@ from ..training.presets import CHAINS, resolve
 from ..training.registry import get_method
 from ..training.saving import load_model
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #304e8b02
+# %% ../../nbs/06_runs/09_stratify.ipynb #81ea5ca7
 @dataclass
 class Question:
     "What is to be stratified, and how."
@@ -100,7 +100,7 @@ class Question:
             parameters={k: v for k, v in self.parameters.items() if k not in machine},
             pseudonymise=self.pseudonymise)
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #92fde3ff
+# %% ../../nbs/06_runs/09_stratify.ipynb #333ffd8d
 def _method(name):
     "The class of a method that finds clusters."
     cls = get_method(str(name))
@@ -114,12 +114,13 @@ def _check_clusters(clusters):
 
 def _is_path(value) -> bool: return value is not None and Path(value).expanduser().exists()
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #eab5034d
+# %% ../../nbs/06_runs/09_stratify.ipynb #b2255ee6
 class Interrupted(RuntimeError): "A training was stopped in order; the next start goes on with it."
 
 class Stratification:
     "A cohort on its way from files to subgroups; a word for each stage."
     cohort: Cohort                # what was read
+    alarms: list                  # what was found to be twice
     paths: dict                   # name of a file → its path; empty: the set has no files
     patients: np.ndarray | None   # (N,) numbers; None: nobody knows
     artefacts: pd.DataFrame       # (N rows)
@@ -128,7 +129,6 @@ class Stratification:
     seen: Described               # what the model says of the images
     evidence: dict                # tables
     leading: Any                  # an artefact that explains the subgroups best, or None
-
     def __init__(self,
         question: Question,
         out,               # the folder of the results
@@ -138,9 +138,7 @@ class Stratification:
     ):
         self.question, self.n_jobs, self.cache_dir = question, n_jobs, cache_dir
         self.stages = Stages(out, question.to_dict())
-        beside = self.stages.folder.with_name(f"{self.stages.folder.name}.key.csv")
-        self.key_file = None if not question.pseudonymise else Path(key_file or beside)
-        self.alarms: list = []      # what the report says first
+        self.key_file = _key_file(self.stages.folder, key_file) if question.pseudonymise else None
 
     def do(self, name: str, work, **how) -> Path:
         "The folder of a stage; the lock is given back where it fails."
@@ -165,7 +163,7 @@ class Stratification:
     def compare(self) -> pd.DataFrame:
         "Equal and nearly equal images; nothing is dropped."
         folder = self.do("compare", _compare)
-        self.alarms += json.loads((folder / "alarms.json").read_text())
+        self.alarms = json.loads((folder / "alarms.json").read_text())
         return _table(folder / "duplicates.csv")
 
     def fit(self):
@@ -180,16 +178,17 @@ class Stratification:
         "Each image's subgroup; the model gets reading rules and reference."
         folder = self.do("encode", _encode)
         with np.load(folder / "seen.npz") as f: parts = dict(f)
-        self.seen = Described(*(parts[k] for k in ("embedding", "responsibilities", "distance")),
-                              parts.get("error"))
+        self.seen = Described(parts["embedding"], parts["responsibilities"],
+                              parts["distance"], parts.get("error"))
         self.model = load_model(folder / "model.safetensors")
         return _table(folder / "assignments.csv")
 
     def test(self) -> pd.DataFrame:
         "The subgroups with every column, the table's and the files'."
         folder = self.do("test", _test)
-        self.evidence = {k: _table(p) for k in ("associations", "characteristics")
-                         if (p := folder / f"{k}.csv").exists()}
+        kinds = dict(associations=_table, characteristics=_texts)
+        there = {k: folder / f"{k}.csv" for k in kinds if (folder / f"{k}.csv").exists()}
+        self.evidence = {k: kinds[k](path) for k, path in there.items()}
         of = self.associated()
         self.leading = of["file"] is not None and leading_artefact(of["file"], of["table"]) or None
         return self.evidence.get("associations")
@@ -204,21 +203,30 @@ class Stratification:
 
     def associated(self) -> dict: # "table", "file" → as `associations` gives it
         "The evidence, apart: columns of the table, and measures of the files."
-        found = self.evidence.get("associations")
-        if found is None: return dict(table=None, file=None)
+        if (found := self.evidence.get("associations")) is None: return dict(table=None, file=None)
         of = {k: g.drop(columns="of").set_index("column") for k, g in found.groupby("of")}
         return dict(table=of.get("table"), file=of.get("file"))
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #48de14d8
+# %% ../../nbs/06_runs/09_stratify.ipynb #db51678e
+def _key_file(folder: Path, given) -> Path:
+    "Where the key of pseudonyms goes: never into what is handed on. ValueError."
+    path = Path(given or folder.with_name(f"{folder.name}.key.csv")).expanduser().absolute()
+    if not {folder, partial(folder)} & set(path.parents): return path
+    raise ValueError(f"key_file={str(path)!r} is in the folder of the results, which is handed on. Give another place.")
+
+# %% ../../nbs/06_runs/09_stratify.ipynb #7a8fdd2f
 def read_cohort(
     q: Question,
     n_jobs=None,     # processes
     cache_dir=None,  # where decoded pictures are kept
+    pseudonyms=None, # numbers for names
 ) -> Cohort:
     "Files and table, or a named set, as one cohort."
     folder = Path(q.folder).expanduser()
     if folder.is_dir(): return read_folder(
-        folder, q.table, q.key, q.rules, q.patient, q.max_failed, cache_dir, n_jobs)
+        folder, q.table, q.key, q.rules, q.patient, q.max_failed, cache_dir, n_jobs, pseudonyms)
+    if pseudonyms is not None: raise ValueError(
+        f"pseudonymise=True belongs to a folder of image files; {str(q.folder)!r} is none.")
     if q.table is not None or q.key is not None: raise ValueError(
         f"table=… and key=… belong to a folder of image files; {str(q.folder)!r} is none.")
     splits = load_dataset(q.folder, data_dir=q.data_dir, image_size=q.reading.get("size"))
@@ -229,47 +237,31 @@ def read_cohort(
     table = table.drop(columns="file", errors="ignore").assign(file=names)
     images, files = ImageSet(pixels, table, name=splits.name), pd.DataFrame(dict(file=names))
     group = group_column(images, q.patient)
-    where = Path(splits.source or folder)
-    return Cohort(images, files, q.rules, list(splits.notices), group, None, where)
+    where, whole = Path(splits.source or folder), str(splits.checksum)
+    return Cohort(images, files, q.rules, list(splits.notices), group, None, where, whole)
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #cbc3815d
-def _sha256(images) -> str:
-    "Of the pixels, a part at a time."
-    total = hashlib.sha256(f"{images.shape} {images.dtype}".encode())
-    for i in range(0, len(images), 1000): total.update(np.ascontiguousarray(images[i:i + 1000]).data)
-    return total.hexdigest()
-
+# %% ../../nbs/06_runs/09_stratify.ipynb #0cc9d11c
 def _read(s: Stratification, folder: Path):
     "The cohort, the account of its files, and what later stages stand on."
-    c = read_cohort(s.question, s.n_jobs, s.cache_dir)
-    here = Path(s.question.folder).expanduser()
-    s.paths = {n: here / n for n in c.files.file} if here.is_dir() else {}
-    s.cohort = c if s.key_file is None else _pseudonymised(s, c)
-    write_csv(s.cohort.files, folder / "files.csv")
-    table = s.cohort.images.table.to_csv(index=False).encode("utf-8", "backslashreplace")
+    here, numbers = Path(s.question.folder).expanduser(), None if s.key_file is None else Pseudonyms(s.key_file)
+    c = s.cohort = read_cohort(s.question, s.n_jobs, s.cache_dir, numbers)
+    known = {n: n for n in c.files.file} if numbers is None else numbers.numbers["file"]
+    s.paths = {shown: here / name for name, shown in known.items()} if here.is_dir() else {}
+    write_csv(c.files, folder / "files.csv")
+    table = c.images.table.to_csv(index=False).encode("utf-8", "backslashreplace")
     write_json(folder / "cohort.json", dict(
-        medstrat=__version__, images=_sha256(s.cohort.images.images), table=hashlib.sha256(table).hexdigest(),
-        rules=s.cohort.rules.to_dict(), patient=s.cohort.group, notices=s.cohort.notices))
+        medstrat=__version__, checksum=c.checksum, table=hashlib.sha256(table).hexdigest(), rules=c.rules.to_dict(),
+        patient=c.group, notices=c.notices))
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #aae868b1
-def _pseudonymised(s: Stratification, c: Cohort) -> Cohort:
-    "The cohort under numbers; the key is in `s.key_file`."
-    known, table = Pseudonyms(s.key_file), c.images.table.copy()
-    files = c.files.assign(file=known.apply(c.files.file, "file").map("file {}".format))
-    s.paths = dict(zip(files.file, (s.paths.get(n) for n in c.files.file), strict=True))
-    table["file"] = known.apply(table["file"], "file").map("file {}".format)
-    ids = {c.group, c.joined and c.joined.key} & set(table) - {"file"}
-    for name in ids | ({"folder"} & set(table) - {c.images.target}):
-        table[name] = known.apply(table[name], "patient" if name == c.group else str(name))
-    if "reason" in files: files["reason"] = [r and known.scrub(r) for r in files.reason]
-    images, notices = c.images.but(table=table), [known.scrub(n) for n in c.notices]
-    return replace(c, images=images, files=files.sort_values("file", ignore_index=True), notices=notices)
-
-# %% ../../nbs/06_runs/09_stratify.ipynb #42f03209
+# %% ../../nbs/06_runs/09_stratify.ipynb #a4702de3
 def _table(path: Path) -> pd.DataFrame:
     "A table that a stage has written, every number as it was."
     try: return pd.read_csv(path, float_precision="round_trip")
     except pd.errors.EmptyDataError: return pd.DataFrame()
+
+def _texts(path: Path) -> pd.DataFrame:
+    "A table of texts, a row a value of a column."
+    return pd.read_csv(path, dtype=str, keep_default_na=False).set_index(["column", "value"])
 
 def _measure(s: Stratification, folder: Path):
     "A row a file, or a picture of a set without files."
@@ -286,7 +278,7 @@ def _rows_of_images(measured: pd.DataFrame, images: ImageSet) -> pd.DataFrame:
     "The measures of files as rows of images."
     return measured.set_index("file").loc[images.table["file"]].reset_index(drop=True)
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #eeb862ff
+# %% ../../nbs/06_runs/09_stratify.ipynb #47f5693a
 def _compare(s: Stratification, folder: Path):
     "Pairs of equal and nearly equal images, and what has to be said of them."
     twins = s.stages.attempt("duplicates", lambda: find_twins(s.cohort))
@@ -294,7 +286,7 @@ def _compare(s: Stratification, folder: Path):
     write_csv(pairs, folder / "duplicates.csv")
     write_json(folder / "alarms.json", alarms)
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #e4549768
+# %% ../../nbs/06_runs/09_stratify.ipynb #d31098ed
 def with_artefacts(cohort: Cohort, artefacts: pd.DataFrame) -> ImageSet:
     "The images with the columns of their table and the measures of their files."
     table = cohort.images.table
@@ -311,7 +303,7 @@ def settle_clusters(q: Question, images: ImageSet) -> tuple: # (estimator, how K
     k = get_method("PCA + k-means")(**small).fit(images[np.sort(rows)]).n_clusters_
     return q.estimator(k), "elbow of the k-means curve on principal components of the images"
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #7b8c8898
+# %% ../../nbs/06_runs/09_stratify.ipynb #68063fa8
 def _fit(s: Stratification, folder: Path):
     "Train, from the last checkpoint on if there is one, and save."
     images, last = with_artefacts(s.cohort, s.artefacts), folder / "checkpoints" / "last.ckpt"
@@ -328,7 +320,7 @@ def _fit(s: Stratification, folder: Path):
     model.history_.to_csv(folder / "history.csv", index=False)
     write_json(folder / "chosen.json", dict(how=how))
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #6b8f49f9
+# %% ../../nbs/06_runs/09_stratify.ipynb #515d130a
 def _encode(s: Stratification, folder: Path):
     "Each image's subgroup, and the model as it is handed out."
     images = with_artefacts(s.cohort, s.artefacts)
@@ -340,12 +332,12 @@ def _encode(s: Stratification, folder: Path):
     s.model.save(folder / "model.safetensors")
     np.savez(folder / "seen.npz", **{k: v for k, v in vars(seen).items() if v is not None})
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #505f3ff9
+# %% ../../nbs/06_runs/09_stratify.ipynb #9fd8964a
 def tested_columns(cohort: Cohort) -> list: # of names
     "Columns of the table that subgroups could go with."
     return [c for c in cohort.images.table if c not in ("file", "slice", cohort.group)]
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #4cbb2307
+# %% ../../nbs/06_runs/09_stratify.ipynb #4c9b3917
 def _associated(s: Stratification, data: pd.DataFrame) -> pd.DataFrame:
     "A row a column; patients, where they are known, are exchanged whole, and are no column themselves."
     clusters, seed, unit = s.seen.clusters, s.question.seed, "patient of the image"
@@ -362,10 +354,12 @@ def _test(s: Stratification, folder: Path):
     both = s.stages.attempt("associations", lambda: pd.concat(
         [_associated(s, data).assign(of=of) for of, data in parts.items() if len(data.columns)]))
     if both is not None: write_csv(both, folder / "associations.csv")
-    rows = s.stages.attempt("characteristics", lambda: characteristics(clusters, table[columns], patients=s.patients))
+    people, tested = s.cohort.group, None if both is None else both.set_index("column")
+    described = table[columns + [people] * (people is not None)]
+    rows = s.stages.attempt("characteristics", lambda: characteristics(clusters, described, tested, people))
     if rows is not None: write_csv(rows.reset_index(), folder / "characteristics.csv")
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #dc5ecd6c
+# %% ../../nbs/06_runs/09_stratify.ipynb #7309841b
 def alarms(s: Stratification) -> list: # of sentences
     "What has to be said before anything else."
     files, said = s.cohort.files, []
@@ -381,29 +375,18 @@ def alarms(s: Stratification) -> list: # of sentences
     return said + [f"Not everything could be made: {k.replace('_', ' ')} ({why})."
                    for k, why in s.stages.missing.items()]
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #ad84ec8c
-def methods_text(s: Stratification) -> str:
+# %% ../../nbs/06_runs/09_stratify.ipynb #12d76b45
+def _methods(s: Stratification) -> str:
     "A paragraph that says what was done."
-    q, c, m, n = s.question, s.cohort, s.model, len(s.cohort.images)
-    h, w, channels = c.images.image_shape
-    whole = "images" if s.patients is None else "patients, each with all of its images,"
-    told = f", the decoder being told {', '.join(q.condition)}" if q.condition else ""
-    given = s.chosen == "given"
-    number = f"set to {m.n_clusters_}" if given else f"{m.n_clusters_}, by the {s.chosen}"
-    people = "" if s.patients is None else f" of {s.patients.max() + 1:,} patients"
-    colour = "gray" if channels == 1 else "colour"
-    return (
-        f"{n:,} images{people} were read as {w}×{h} pixels in {colour}. Subgroups were learned by"
-        f" {m.name}{told} (medstrat {__version__}, preset {m.preset!r}, seed {q.seed},"
-        f" {m.n_iter_} epochs) from all images, without labels. Their number was {number}. An"
-        " image was called an outlier beyond the 99th percentile of the distances of its subgroup"
-        " from the centre, or, where the method has a decoder, beyond the 99.5th of the"
-        " reconstruction errors. Associations of subgroups with columns are given as Cramér's V"
-        " (categories, corrected for bias) or correlation ratio (numbers); p-values are from 999"
-        f" permutations of {whole} corrected by Benjamini and Hochberg within the columns of the"
-        " table and within the measures of the files.")
+    q, c, m = s.question, s.cohort, s.model
+    left_out = c.files.kind.value_counts().to_dict() if "kind" in c.files else None
+    return methods_paragraph(
+        method=m.name, clusters=m.n_clusters_, images=len(c.images), seed=q.seed, excluded=left_out,
+        patients=None if s.patients is None else int(s.patients.max() + 1), reading=c.notices[0] if s.paths else "",
+        size=c.images.image_shape[0], chosen="" if s.chosen == "given" else s.chosen, epochs=m.n_iter_ or None,
+        condition=q.condition, permutations=999, versions=describe_place(m)["versions"])
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #23ddecc4
+# %% ../../nbs/06_runs/09_stratify.ipynb #395e88cd
 def _overview(s: Stratification) -> dict:
     q, c, sizes = s.question, s.cohort, np.bincount(s.seen.clusters, minlength=s.model.n_clusters_)
     read = int((c.files.pictures > 0).sum()) if "pictures" in c.files else len(c.files)
@@ -422,7 +405,7 @@ def _settings(s: Stratification) -> pd.DataFrame:
              for k, v in s.cohort.rules.to_dict().items()}
     return pd.DataFrame.from_dict(rows, orient="index")
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #1798955c
+# %% ../../nbs/06_runs/09_stratify.ipynb #dd2b24a1
 def _content(s: Stratification) -> Content:
     "What the report is made of."
     c, m, seen, attempt, of = s.cohort, s.model, s.seen, s.stages.attempt, s.associated()
@@ -432,14 +415,15 @@ def _content(s: Stratification) -> Content:
     embedding = attempt("embedding", lambda: map_of(images, seen, columns, s.question.seed))
     left_out = files[files.pictures == 0][["file", "kind", "reason"]] if "pictures" in files else None
     return Content(
-        f"Subgroups of {images.name}", alarms(s), _overview(s), left_out, " ".join(c.notices), of["file"],
+        "Subgroups" if s.key_file else f"Subgroups of {images.name}",
+        alarms(s), _overview(s), left_out, " ".join(c.notices), of["file"],
         subgroups or [], path or [], embedding, of["table"], s.evidence.get("characteristics"), _settings(s),
-        describe_place(m)["versions"], methods_text(s), dict(s.stages.missing))
+        describe_place(m)["versions"], _methods(s), dict(s.stages.missing))
 
 def _report(s: Stratification, folder: Path):
     s.stages.attempt("report", lambda: write_report(_content(s), folder / "report.html"))
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #2d03fb80
+# %% ../../nbs/06_runs/09_stratify.ipynb #f620f7af
 _RESULTS = dict(read=["files.csv"], measure=["artefacts.csv"], compare=["duplicates.csv"], fit=["history.csv"],
                 encode=["assignments.csv", "model.safetensors"], test=["associations.csv", "characteristics.csv"],
                 report=["report.html"])
@@ -458,10 +442,10 @@ def _record(s: Stratification) -> dict:
     return dict(
         model=m.name, images=len(c.images), patients=None if s.patients is None else int(s.patients.max() + 1),
         n_clusters=m.n_clusters_, chosen=s.chosen, sizes=sizes, epochs=m.n_iter_, settings=settings,
-        provenance={k: m.provenance_[k] for k in settings}, rules=stood_on["rules"], checksum=stood_on["images"],
+        provenance={k: m.provenance_[k] for k in settings}, rules=stood_on["rules"], checksum=stood_on["checksum"],
         table_checksum=stood_on["table"], notices=c.notices, alarms=alarms(s), **describe_place(m))
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #ba0a7457
+# %% ../../nbs/06_runs/09_stratify.ipynb #2f280c7a
 def start_stratify(
     folder,              # of image files, or an .npz file, or the name of a set
     out="report",        # the folder of the results
@@ -484,7 +468,7 @@ def stratify(folder, **given) -> Path: # the folder of the results
     for stage in STAGES: getattr(s, stage)()
     return s.finish()
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #df455628
+# %% ../../nbs/06_runs/09_stratify.ipynb #fa1b0969
 def write_example(
     where,        # a folder
     n: int = 60,  # files
