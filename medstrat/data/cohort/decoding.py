@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HEAD', 'TINT', 'sniff', 'tint', 'square', 'Decoded', 'decode', 'native', 'settle', 'settled']
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #e7f0b7a0
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #0224e463
 import hashlib
 import os
 import zlib
@@ -18,7 +18,7 @@ import numpy as np
 from .rasters import raster_format, read_raster
 from .rules import Picture, Rules, Skipped
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #8072d297
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #1e351fe9
 def _is_nifti(head:bytes) -> bool:
     "Does a NIfTI file, or the header of a pair, begin like this?"
     if head[:2] == b"\x1f\x8b":
@@ -26,7 +26,7 @@ def _is_nifti(head:bytes) -> bool:
         except zlib.error: return False
     return head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] in (b"n+2\0", b"ni2\0")
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #cb3e4d9d
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #2f9574cb
 _UNREAD = {  # images, for which there is no reader here
     b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000", b"\xff\x0a": "JPEG XL", b"8BPS": "Photoshop",
     b"NRRD": "NRRD", b"ObjectType": "MetaImage", b"v/1\x01": "OpenEXR", b"P5\n": "PGM", b"P6\n": "PPM",
@@ -37,7 +37,7 @@ _ENDS = {".dcm": "DICOM", ".dicom": "DICOM", ".ima": "DICOM", ".nii": "NIfTI", "
          ".jpeg": "JPEG", ".jpe": "JPEG", ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP", ".gif": "GIF",
          ".webp": "WEBP"}
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #fca2afd2
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #62d8289e
 def _starts(head:bytes, table:dict) -> str|None:
     return next((what for start, what in table.items() if head.startswith(start)), None)
 
@@ -53,7 +53,7 @@ def _other(head:bytes, name:str) -> Skipped:
     if name.lower().endswith(".img"): what = "the voxels of a .hdr file, or nothing that is known here"
     return Skipped("no image", f"it is {what}")
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #10b032c0
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #65b1d373
 def sniff(
     head:bytes, # a file, or its first 512 bytes or more
     name:str="", # its name, believed only where the content says nothing
@@ -67,24 +67,23 @@ def sniff(
     if name.lower().endswith(".hdr") and size: return "NIfTI"
     raise _other(head, name)
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #6964d3e6
-HEAD = 2**20  # bytes
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #9f88cd31
+HEAD = 2**16  # bytes
 
 def _contents(path:str) -> tuple: # (format, bytes; none for volumes; SHA-256)
     "Read a file; `Skipped` where it cannot be opened, or is no image"
     try:
-        with open(path, "rb") as f:
-            small = os.fstat(f.fileno()).st_size < HEAD
-            data = f.read() if small else f.read(HEAD)
+        with open(path, "rb", buffering=0) as f:
+            data = f.read(HEAD)
             kind = sniff(data, path)
             if kind == "NIfTI": return kind, b"", _volume_sum(Path(path))
-            if not small: data += f.read()
+            data += f.read()
     except (OSError, MemoryError) as e:
         why = getattr(e, "strerror", None) or type(e).__name__
         raise Skipped("refused", f"it cannot be opened: {why}") from e
     return kind, data, hashlib.sha256(data).hexdigest()
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #8fd88e52
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #58bbcc51
 def _volume_sum(path:Path) -> str:
     "SHA-256 of a volume; of both files, one after the other, where it is a pair"
     voxels, digest = path.with_suffix(".img"), hashlib.sha256()
@@ -92,10 +91,10 @@ def _volume_sum(path:Path) -> str:
     if pair and voxels.is_symlink(): raise Skipped("outside", "its voxels (.img) are a link")
     for part in (path, voxels) if pair else (path,):
         with open(part, "rb") as f:
-            while block := f.read(HEAD): digest.update(block)
+            while block := f.read(2**20): digest.update(block)
     return digest.hexdigest()
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #02a3c97b
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #52aa1390
 def _read(path, rules:Rules) -> tuple: # (format, [Picture], SHA-256)
     "The pictures of a file as they were stored"
     kind, data, digest = _contents(os.fspath(path))
@@ -106,15 +105,17 @@ def _read(path, rules:Rules) -> tuple: # (format, [Picture], SHA-256)
         from medstrat.data.cohort.dicom import read_dicom
         pictures = [read_dicom(data, rules)]
     else: pictures = [read_raster(data, rules)]
-    for p in pictures: _finite(p.pixels)
+    for p in pictures:
+        if p.deep: _finite(p.pixels)
     return kind, pictures, digest
 
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #f1245aaa
 def _finite(x):
     "`Skipped` for what would be no number as a byte"
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         raise Skipped("damaged", "some of its values are NaN or infinite")
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #aeafdb11
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #d61a2a81
 def _bytes(v, low:float, high:float) -> tuple: # (uint8, number of values beyond)
     "The equation above"
     exact = np.float32 if v.dtype.itemsize <= 2 or v.dtype == np.float32 else np.float64
@@ -122,7 +123,7 @@ def _bytes(v, low:float, high:float) -> tuple: # (uint8, number of values beyond
     beyond = int(((v < low) | (v > high)).sum())
     return np.rint(np.clip(b, 0, 255, out=b), out=b).astype(np.uint8), beyond
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #8980d528
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #86ff8587
 def _line(picture:Picture, rules:Rules) -> tuple|None: # (low, high, its name); None: the file's own
     "Which values become black and white"
     if rules.low is not None and rules.high is not None:
@@ -134,7 +135,7 @@ def _line(picture:Picture, rules:Rules) -> tuple|None: # (low, high, its name); 
         raise Skipped("unsupported", "floats have no depth in bits; give levels='range' instead")
     return picture.low, picture.high, f"{picture.bits} bits as black…white"
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #1c96480a
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #c7132998
 def _levels(pictures:list, rules:Rules, how:list) -> list: # of uint8 arrays
     "The pictures of a file as bytes, at their own size"
     out, beyond, said, where = [], 0, "", ""
@@ -152,7 +153,7 @@ def _levels(pictures:list, rules:Rules, how:list) -> list: # of uint8 arrays
     if said: how.append(f"{said}, {share:.2g} % of the pixels {where}" if beyond else said)
     return out
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #87c71a68
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #179b2168
 TINT = 8  # gray levels by which the channels of a gray picture may differ
 
 def tint(
@@ -165,26 +166,32 @@ def tint(
     differ[2::3] = 0  # blue, and the next pixel's red
     return int(differ.max())
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #12fbd062
-def _gray(x) -> np.ndarray: # uint8, H×W
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #9f4d87f9
+def _tint(x) -> int:
+    "As `tint`; 0 for one channel. What is coloured mostly shows it in one pixel of 64"
+    if x.ndim == 2: return 0
+    few = tint(x[::8, ::8])
+    return few if few > TINT else tint(x)
+
+def _gray(x, equal:bool) -> np.ndarray: # uint8, H×W
     "The brightness of a coloured picture (ITU-R 601); of equal channels, the channel"
     from PIL import Image
+    if equal: return np.ascontiguousarray(x[..., 1])
     return np.asarray(Image.fromarray(x).convert("L"))
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #1350c3e0
-def _is_gray(x) -> bool: return x.ndim == 2 or tint(x[::8, ::8]) <= TINT and tint(x) <= TINT
-
-def _coloured(x, gray:bool, rules:Rules, how:list) -> np.ndarray: # H×W, or H×W×3
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #e4513f3a
+def _coloured(x, tinted:int, rules:Rules, how:list) -> np.ndarray: # H×W, or H×W×3
     "With one channel or three, as the rules and the content want it"
+    gray = tinted <= TINT
     if x.ndim == 2:
         if rules.colour != "rgb": return x
         how.append("gray repeated in three channels")
         return np.repeat(x[..., None], 3, axis=2)
     if rules.colour == "rgb" or rules.colour == "auto" and not gray: return x
     how.append("gray content stored as RGB" if gray else "colour turned into gray")
-    return _gray(x)
+    return _gray(x, tinted == 0)
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #7177e716
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #25d6d6be
 def square(
     x, # uint8, H×W or H×W×3
     rules:Rules=Rules(), # `size`, `aspect` and `background` are used
@@ -203,7 +210,7 @@ def square(
         image = canvas
     return np.asarray(image).reshape(size, size, -1)
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #eb4e8210
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #6e1a8c58
 @dataclass
 class Decoded:
     "What one file gives"
@@ -211,13 +218,14 @@ class Decoded:
     facts: dict           # see `decode`
     pending: bool = False # do its levels depend on the rest of the cohort?
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #b149425b
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #1c5ddbaf
 def _pending(pictures:list, rules:Rules) -> bool:
     open_ = rules.levels == "auto" or rules.levels == "range" and rules.low is None
     return open_ and any(p.deep for p in pictures)
 
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #4e89f1f3
 def _facts(kind:str, pictures:list, digest:str) -> dict:
-    "What is known of a file before any rule is applied"
+    "What is known of a file before any rule is applied; whether it is gray is seen later"
     first, deep = pictures[0], [p for p in pictures if p.deep]
     h, w = first.pixels.shape[:2]
     mode = first.pixels.dtype.name if deep else "L" if first.pixels.ndim == 2 else "RGB"
@@ -228,7 +236,7 @@ def _facts(kind:str, pictures:list, digest:str) -> dict:
                 how=list(dict.fromkeys(n for p in pictures for n in p.notes)),
                 columns=[dict(p.columns) for p in pictures], sha256=digest)
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #0aae8319
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #e80faf1c
 def decode(
     path,        # of a file (str or Path)
     rules:Rules=Rules(),
@@ -239,14 +247,14 @@ def decode(
     facts = _facts(kind, pictures, digest)
     pending = _pending(pictures, rules)
     how, out = facts["how"], []
-    for x in [p.pixels for p in pictures] if pending else _levels(pictures, rules, how):
-        gray = _is_gray(x) if x.dtype == np.uint8 else x.ndim == 2
-        facts["gray"] &= gray
-        if not pending: out.append(square(_coloured(x, gray, rules, how), rules))
+    for x in _levels(pictures, rules, how) if not pending else [p.pixels for p in pictures]:
+        tinted = _tint(x)
+        facts["gray"] &= tinted <= TINT
+        if not pending: out.append(square(_coloured(x, tinted, rules, how), rules))
     facts["how"] = list(dict.fromkeys(how))
     return Decoded(out, facts, pending)
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #be12e299
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #63d61aa0
 def native(
     path,
     rules:Rules, # settled ones
@@ -256,9 +264,9 @@ def native(
     if _pending(pictures[:1], rules): raise ValueError(
         f"levels={rules.levels!r} is open; use the rules that settle(rules, facts) gives.")
     x, = _levels(pictures[:1], rules, [])
-    return _coloured(x, _is_gray(x), rules, [])
+    return _coloured(x, _tint(x), rules, [])
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #e08f0683
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #d8f8449d
 def settle(
     rules:Rules,
     facts:list, # of all files that could be read
@@ -276,7 +284,7 @@ def settle(
         rules = rules.but(low=low, high=max(high, low + 1))
     return rules
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #7fe69365
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #346ac519
 def _levels_said(rules:Rules) -> str:
     "The rule of levels as a sentence"
     if rules.levels == "depth": return "The ends of the stored bits are black and white."
@@ -284,6 +292,7 @@ def _levels_said(rules:Rules) -> str:
     what = "the least and the greatest value" if rules.levels == "range" else "as given"
     return f"Black is {rules.low:g} and white {rules.high:g}, {what}."
 
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #7bcad914
 def settled(
     rules:Rules, # settled ones
     facts:list,  # those they were settled by

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['PHOTOMETRIC', 'BITS', 'SIGN', 'ORIENTATION', 'raster_format', 'quiet', 'read_raster']
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #b41064ce
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #083f7beb
 import struct
 import threading
 import warnings
-from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
 
@@ -17,12 +16,12 @@ import numpy as np
 
 from .rules import Picture, Rules, Skipped
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #4f1b0a48
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #834123f7
 _STARTS = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"II*\0": "TIFF",
            b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF"}
 _PLUGINS = dict(PNG="Png", JPEG="Jpeg", GIF="Gif", TIFF="Tiff", BMP="Bmp", WEBP="WebP")
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #4d6f01b0
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #2193579d
 def raster_format(
     data:bytes, # a file, or its first 32 bytes
 ) -> str|None:
@@ -33,32 +32,31 @@ def raster_format(
     header = int.from_bytes(data[14:18], "little")
     return "BMP" if data[:2] == b"BM" and header in (12, 16, 40, 52, 56, 64, 108, 124) else None
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #671f9ad1
-_lock, _inside = threading.Lock(), 0
-_before:tuple = ()
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #ee4006f6
+class quiet:
+    "`with quiet():` no warnings, no picture that is only half there; in threads, and nested, too"
+    lock, inside, before = threading.Lock(), 0, ()
 
-@contextmanager
-def quiet():
-    "No warnings, and no picture that is only half there; safe in threads"
-    global _inside, _before
-    from PIL import ImageFile
-    with _lock:
-        if not _inside:
+    def __enter__(self):
+        from PIL import ImageFile
+        with quiet.lock:
+            quiet.inside += 1
+            if quiet.inside > 1: return
             silence = warnings.catch_warnings()
             silence.__enter__()
             warnings.simplefilter("ignore")
-            _before = silence, ImageFile.LOAD_TRUNCATED_IMAGES
+            quiet.before = silence, ImageFile.LOAD_TRUNCATED_IMAGES
             ImageFile.LOAD_TRUNCATED_IMAGES = False
-        _inside += 1
-    try: yield
-    finally:
-        with _lock:
-            _inside -= 1
-            if not _inside:
-                silence, ImageFile.LOAD_TRUNCATED_IMAGES = _before
-                silence.__exit__(None, None, None)
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #1224d7de
+    def __exit__(self, *error):
+        from PIL import ImageFile
+        with quiet.lock:
+            quiet.inside -= 1
+            if quiet.inside: return
+            silence, ImageFile.LOAD_TRUNCATED_IMAGES = quiet.before
+            silence.__exit__(None, None, None)
+
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #bf3eaec6
 PHOTOMETRIC, BITS, SIGN, ORIENTATION = 262, 258, 339, 274  # tags of TIFF and EXIF
 
 def _claimed(data:bytes, tag:int) -> int|None:
@@ -69,14 +67,14 @@ def _claimed(data:bytes, tag:int) -> int|None:
     places = range(page + 2, page + 2 + 12 * n, 12)
     return next((p + 8 for p in places if struct.unpack_from(order + "H", data, p)[0] == tag), None)
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #58b5f402
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #d1a5205c
 def _as_positive(data:bytes) -> bytes|None:
     "A TIFF that claims 0 for white, with 1 (black) in this tag; None: it does not claim that"
     place = _claimed(data, PHOTOMETRIC)
     if place is None or data[place:place + 2] != b"\0\0": return None
     return data[:place] + (b"\1\0" if data[:2] == b"II" else b"\0\1") + data[place + 2:]
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #66f6da3e
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #9443a0b6
 @lru_cache
 def _opener(kind:str):
     "What makes a Pillow image of a file of this format"
@@ -85,7 +83,7 @@ def _opener(kind:str):
     from PIL import Image
     return Image.OPEN[kind][0]
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #a3899b22
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #ca5efa37
 def _opened(data:bytes, kind:str) -> tuple: # (image, not yet unpacked; tags of a TIFF; is it a negative?)
     "A Pillow image; Pillow's errors as they come"
     try: image, negative = _opener(kind)(BytesIO(data), ""), False
@@ -95,10 +93,10 @@ def _opened(data:bytes, kind:str) -> tuple: # (image, not yet unpacked; tags of 
         image, negative = _opener(kind)(BytesIO(positive), ""), True
     tags = dict(image.tag_v2) if kind == "TIFF" else {}
     if tags and image.mode in ("1", "L", "I;16", "I;16B", "I", "F") and PHOTOMETRIC not in tags: raise Skipped(
-        "damaged", "TIFF: the tag PhotometricInterpretation is missing, so nothing says whether 0 is black or white.")
+        "damaged", "TIFF: the tag PhotometricInterpretation is missing, so nothing says whether 0 is black or white")
     return image, tags, negative or tags.get(PHOTOMETRIC) == 0
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #5e9b7488
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #5f4e3b3d
 def _laid(image, background:int, notes:list):
     "A picture with transparency on a gray background, as L or RGB"
     from PIL import Image
@@ -111,14 +109,14 @@ def _laid(image, background:int, notes:list):
     canvas.paste(image.convert(bands), mask=alpha)
     return canvas
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #f83efdb4
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #3c0b55a6
 def _from_lab(image):
     "CIE L*a*b* as sRGB"
     from PIL import ImageCms
     lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
     return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #d3734932
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #c7ba1058
 def _eight(image, background:int, notes:list):
     "A picture of at most 8 bits a channel, as L or RGB"
     if image.mode in ("P", "PA"): notes.append("palette looked up")
@@ -130,14 +128,14 @@ def _eight(image, background:int, notes:list):
     if image.mode == "LAB": return _from_lab(image)
     return image.convert("L" if image.mode == "1" else "RGB")
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #ab2304e0
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #312e0687
 def _deep(image, tags:dict, negative:bool) -> Picture:
     "A gray picture of more than 8 bits, or of floats"
     x = np.array(image)
     x = x.astype(x.dtype.newbyteorder("="), copy=False)
     if image.mode == "F":
         if odd := int((~np.isfinite(x)).sum()):
-            raise Skipped("damaged", f"{odd:,} of {x.size:,} values are NaN or infinite.")
+            raise Skipped("damaged", f"{odd:,} of {x.size:,} values are NaN or infinite")
         return Picture(-x if negative else x, None)
     bits, signed = tags.get(BITS, (16,))[0], tags.get(SIGN, (1,))[0] == 2
     if bits == 32 and not signed: x = x.view(np.uint32)
@@ -145,9 +143,12 @@ def _deep(image, tags:dict, negative:bool) -> Picture:
     if negative: x = ~x if signed else x.dtype.type(high) - x
     return Picture(x, bits, low, high)
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #ee0bae4e
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #0b34aad8
+_EXIF = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}  # where Pillow keeps what a camera wrote
+
 def _turned(image, notes:list):
     "The picture as its camera was held"
+    if _EXIF.isdisjoint(image.info): return image
     from PIL import ImageOps
     try: orientation = image.getexif().get(ORIENTATION, 1)
     except Exception:  # whatever a damaged directory of tags leads to
@@ -157,20 +158,20 @@ def _turned(image, notes:list):
     notes.append("EXIF rotation undone")
     return ImageOps.exif_transpose(image)
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #be07fc32
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #3aa1ec67
 def _bits(image, data:bytes, kind:str, tags:dict) -> int:
     "Bits that are stored for a pixel and channel"
     if image.mode in ("P", "PA"): return 8
     return data[24] if kind == "PNG" else int(tags.get(BITS, (8,))[0])
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #cef2f977
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #4a0372c9
 def _picture(data:bytes, kind:str, rules:Rules) -> Picture:
     "The picture of a file; Pillow's errors as they come"
     image, tags, negative = _opened(data, kind)
     notes, pages = [], getattr(image, "n_frames", 1)
     if image.width * image.height > rules.max_pixels: raise Skipped(
         "refused",
-        f"{kind}: claims {image.width:,}×{image.height:,} pixels, more than max_pixels={rules.max_pixels:,}.")
+        f"{kind}: claims {image.width:,}×{image.height:,} pixels, more than max_pixels={rules.max_pixels:,}")
     image.load()
     if pages > 1: notes.append(f"first of {pages} pages")
     if tags.get(ORIENTATION, 1) in range(2, 9): notes.append("EXIF rotation undone")  # by Pillow, in a TIFF
@@ -186,7 +187,7 @@ def _picture(data:bytes, kind:str, rules:Rules) -> Picture:
     if tags.get(SIGN, (1,))[0] == 2: x = x ^ np.uint8(128); notes.append("signed values: 128 added")
     return Picture(x, bits, notes=notes)
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #86dc8947
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #489bb66d
 def _fault(kind:str, error:Exception) -> Skipped:
     "What an error of Pillow says about a file"
     said = " ".join(str(error).split())[:200] or type(error).__name__
@@ -194,17 +195,17 @@ def _fault(kind:str, error:Exception) -> Skipped:
     if "bomb" in said or "MAX_TEXT" in said: return Skipped("refused", f"{kind}: {said}")
     words = ("unknown pixel mode", "cannot handle", "nsupported", "not supported", "unknown code")
     if any(w in said for w in words): return Skipped(
-        "unsupported", f"{kind}: {said}. Save it as PNG with 8 or 16 bits.")
+        "unsupported", f"{kind}: {said}; save it as PNG with 8 or 16 bits")
     return Skipped("damaged", f"{kind}: {said}")
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #30b7e19c
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #ae0b23d5
 def read_raster(
     data:bytes, # the whole file
     rules:Rules=Rules(), # `background` and `max_pixels` are used
 ) -> Picture:
     "A PNG, JPEG, TIFF, BMP, GIF or WebP file as it was stored; `Skipped` says why not"
     kind = raster_format(data)
-    if kind is None: raise Skipped("no image", "Neither PNG, JPEG, TIFF, BMP, GIF nor WebP.")
+    if kind is None: raise Skipped("no image", "it is neither PNG, JPEG, TIFF, BMP, GIF nor WebP")
     with quiet():
         try: return _picture(data, kind, rules)
         except Skipped: raise

@@ -122,7 +122,7 @@ def test_floats_have_no_depth_and_no_holes():
         y = x.copy()
         y[3, 4] = y[0, 0] = hole
         e = skipped(tiff(y))
-        assert (e.kind, e.reason) == ("damaged", "2 of 480 values are NaN or infinite.")
+        assert (e.kind, e.reason) == ("damaged", "2 of 480 values are NaN or infinite")
 
 
 def test_one_bit():
@@ -344,7 +344,7 @@ def test_a_tag_that_claims_gigabytes():
 def test_what_pillow_does_not_know():
     assert skipped(tiff(DEEP.astype(np.float64))).kind == "unsupported"         # floats of 64 bits
     e = skipped(tiff(GRAY, more={259: (3, 1, struct.pack("<Hxx", 34712))}))
-    assert e.kind == "unsupported" and "34712" in e.reason and "Save it as PNG" in e.reason
+    assert e.kind == "unsupported" and "34712" in e.reason and "save it as PNG" in e.reason
     e = skipped(tiff(GRAY, None))
     assert e.kind == "damaged" and "PhotometricInterpretation is missing" in e.reason
 
