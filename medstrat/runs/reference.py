@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['FAR', 'POOR', 'Described', 'describe', 'Reference', 'count_units', 'assigned', 'shift_p']
 
-# %% ../../nbs/06_runs/04_reference.ipynb #4f60e1ed
-from dataclasses import asdict, dataclass
+# %% ../../nbs/06_runs/04_reference.ipynb #d0e18bd0
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from ..data.images import ImageSet
+from ..data.splits import group_codes
 from ..training.estimator import told_rows
 from ..training.fitting import checked
 from ..training.inference import Engine, over_images
 from ..training.method import Told
 
-# %% ../../nbs/06_runs/04_reference.ipynb #99fad30b
+# %% ../../nbs/06_runs/04_reference.ipynb #c1572fdd
 @dataclass
 class Described:
     "What a model says of N images."
@@ -55,7 +56,7 @@ def describe(
     away = z.astype(np.float64) - model.cluster_centers_[r.argmax(1)]
     return Described(z, r, np.linalg.norm(away, axis=1), error[0] if error else None)
 
-# %% ../../nbs/06_runs/04_reference.ipynb #04fac898
+# %% ../../nbs/06_runs/04_reference.ipynb #a6b9e668
 FAR, POOR = .99, .995   # an outlier is farther, or drawn worse, than these shares of the images
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Reference:
     distances: list         # K lists: percentiles 0…100 of the distance; empty: no images
     far: list               # K distances beyond which an image is an outlier; None: no images
     poor: float | None      # the same for the error of the reconstruction; None: no decoder
+    outliers_among: int     # how many of the images themselves are outliers
     units: list             # [images in each subgroup], patients of whom this is true
 
     @classmethod
@@ -76,10 +78,11 @@ class Reference:
         of = [seen.distance[seen.clusters == k] for k in range(seen.responsibilities.shape[1])]
         quantile = lambda x, q: float(np.quantile(x, q, method="higher"))
         percentiles = lambda x: np.quantile(x, np.linspace(0, 1, 101)).tolist()
-        return cls([len(x) for x in of], [percentiles(x) if len(x) else [] for x in of],
-                   [quantile(x, FAR) if len(x) else None for x in of],
-                   None if seen.error is None else quantile(seen.error, POOR),
-                   count_units(seen.clusters, len(of), patients))
+        usual = cls([len(x) for x in of], [percentiles(x) if len(x) else [] for x in of],
+                    [quantile(x, FAR) if len(x) else None for x in of],
+                    None if seen.error is None else quantile(seen.error, POOR), 0,
+                    count_units(seen.clusters, len(of), patients))
+        return replace(usual, outliers_among=int(usual.outliers(seen).sum()))
 
     def typical(self, seen: Described) -> np.ndarray: # (N,) in 0…1
         "Which share of an image's subgroup lies farther from the centre."
@@ -98,18 +101,16 @@ class Reference:
 
     def to_dict(self) -> dict: return asdict(self)
 
-# %% ../../nbs/06_runs/04_reference.ipynb #b8845cbd
+# %% ../../nbs/06_runs/04_reference.ipynb #a6f49064
 def count_units(clusters: np.ndarray, k: int, patients=None) -> list: # [[counts (k)], patients]
     "How many patients have how many images in each of k subgroups."
-    codes = np.full(len(clusters), -1) if patients is None else pd.factorize(pd.Series(patients))[0]
-    unknown = codes < 0
-    codes[unknown] = codes.max() + 1 + np.arange(unknown.sum())   # each is its own
+    codes = np.arange(len(clusters)) if patients is None else group_codes(patients)
     counts = np.zeros((codes.max() + 1, k), int)
     np.add.at(counts, (codes, clusters), 1)
     rows, times = np.unique(counts, axis=0, return_counts=True)
     return [[r.tolist(), int(n)] for r, n in zip(rows, times, strict=True)]
 
-# %% ../../nbs/06_runs/04_reference.ipynb #ed875650
+# %% ../../nbs/06_runs/04_reference.ipynb #ecdd21c1
 def assigned(
     images: ImageSet,
     seen: Described,       # what the model says of them
@@ -123,7 +124,7 @@ def assigned(
     return rows.assign(cluster=seen.clusters, probability=seen.probability, distance=seen.distance,
                        typical=usual.typical(seen), **error, outlier=usual.outliers(seen))
 
-# %% ../../nbs/06_runs/04_reference.ipynb #bb41fb6e
+# %% ../../nbs/06_runs/04_reference.ipynb #a354e7ff
 def shift_p(
     reference: list,  # [[images in each subgroup], patients], as `count_units` gives it
     new: list,        # the same of another cohort
@@ -140,7 +141,7 @@ def shift_p(
     least = observed * (1 - 1e-9)
     return observed, (1 + sum(d >= least for d in draws)) / (1 + n_permutations)
 
-# %% ../../nbs/06_runs/04_reference.ipynb #153aeed6
+# %% ../../nbs/06_runs/04_reference.ipynb #b1a494f9
 def _units(*cohorts) -> tuple: # (kinds of patients (U,K), how many of each in each cohort (U,))
     keys = sorted({tuple(c) for units in cohorts for c, _ in units})
     place = {c: i for i, c in enumerate(keys)}
