@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Place', 'Parts', 'Source', 'row', 'register_source', 'forget_source', 'list_sources', 'find_source', 'notice',
-           'forget_notices', 'load_dataset', 'list_datasets']
+           'forget_notices', 'with_options', 'load_dataset', 'list_datasets']
 
 # %% ../../nbs/00_data/08_sources.ipynb #139e08da
 import hashlib
@@ -254,8 +254,12 @@ def _checksum(parts:Parts) -> str: # SHA-256, 64 hexadecimal digits
         total.update(np.ascontiguousarray(s.images).data)
     return total.hexdigest()
 
-# %% ../../nbs/00_data/08_sources.ipynb #fdf5c245
-def _told(place:Place, name, how:dict) -> Place:
+# %% ../../nbs/00_data/08_sources.ipynb #9ee0baa1
+def with_options(
+    place:Place,
+    name,      # as it was given, for the message
+    how:dict,  # {option: value}; what is None was not given
+) -> Place:
     "The place, with the options that were given; ValueError for those that its source does not take"
     given = {k: v for k, v in how.items() if v is not None}
     if foreign := [k for k in given if k not in place.source.options]: raise ValueError(
@@ -279,8 +283,8 @@ def load_dataset(
     max_failed:float|None=None, # share of unreadable files that ends the reading; None: .05
 ) -> Splits: # parts that do not exist are None; `notices` tell what differs from the published set
     "Load a named set. ValueError: unknown name, unusable file; FileNotFoundError: nothing to load"
-    place = _told(find_source(name, size, data_dir), name,
-                  dict(table=table, key=key, reading=reading, max_failed=max_failed))
+    how = dict(table=table, key=key, reading=reading, max_failed=max_failed)
+    place = with_options(find_source(name, size, data_dir), name, how)
     if size != 28 and place.size is None:
         raise ValueError(f"size={size} chooses a file of MedMNIST; {name!r} is none."
                          f" To resize: image_size={size}.")
