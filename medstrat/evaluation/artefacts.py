@@ -6,7 +6,7 @@
 __all__ = ['MARGIN', 'LOOKS', 'text_marks', 'measure_picture', 'measure_file', 'measure_files', 'LeadingArtefact',
            'leading_artefact']
 
-# %% ../../nbs/05_evaluation/06_artefacts.ipynb #008a7388
+# %% ../../nbs/05_evaluation/06_artefacts.ipynb #75cf188d
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -17,7 +17,7 @@ import pandas as pd
 from ..data.cohort.decoding import native
 from ..data.cohort.rules import Rules, Skipped
 
-# %% ../../nbs/05_evaluation/06_artefacts.ipynb #adb0e833
+# %% ../../nbs/05_evaluation/06_artefacts.ipynb #4233e6f1
 def _gray(pixels):
     "Luminance (H, W), and how far apart the channels are on average (0 … 1)."
     if pixels.ndim == 2: return pixels, 0.
@@ -25,7 +25,7 @@ def _gray(pixels):
     apart = np.maximum(np.maximum(r, g), b) - np.minimum(np.minimum(r, g), b)
     return ((77 * r + 150 * g + 29 * b) >> 8).astype(np.uint8), float(apart.mean() / 255)
 
-# %% ../../nbs/05_evaluation/06_artefacts.ipynb #6d5451c2
+# %% ../../nbs/05_evaluation/06_artefacts.ipynb #61f5098d
 def _light(gray):
     "Exposure, contrast and clipped share of a picture (H, W), each 0 … 1."
     share = np.bincount(gray.ravel(), minlength=256) / gray.size
@@ -33,7 +33,7 @@ def _light(gray):
     return {"file_exposure": float(share @ np.arange(256) / 255),
             "file_contrast": float(high - low) / 255, "file_clipped": float(share[0] + share[255])}
 
-# %% ../../nbs/05_evaluation/06_artefacts.ipynb #92458004
+# %% ../../nbs/05_evaluation/06_artefacts.ipynb #928dd2ad
 def _border(gray, one_gray=8):
     "Share of the area in rows and columns of one gray around the picture (H, W)."
     inner = gray
@@ -43,7 +43,7 @@ def _border(gray, one_gray=8):
         inner = inner[varies[0]:varies[-1] + 1].T
     return 1 - inner.size / gray.size
 
-# %% ../../nbs/05_evaluation/06_artefacts.ipynb #fd239415
+# %% ../../nbs/05_evaluation/06_artefacts.ipynb #b0444030
 def _detail(gray, contrast):
     "Sharpness, relative to the contrast, and noise in gray levels; nan where there is no room."
     if min(gray.shape) < 3: return {"file_sharpness": np.nan, "file_noise": np.nan}
@@ -56,7 +56,7 @@ def _detail(gray, contrast):
     sharp = edges.std(dtype=np.float32) / (255 * contrast) if contrast else np.nan
     return {"file_sharpness": float(sharp), "file_noise": float(median / (6 * .6745))}
 
-# %% ../../nbs/05_evaluation/06_artefacts.ipynb #5dc55b7a
+# %% ../../nbs/05_evaluation/06_artefacts.ipynb #0665f29a
 def _shrunk(gray, side=256):
     "A large picture at about 256 pixels, each the mean of a block."
     f = max(1, round(min(gray.shape) / side))
@@ -70,7 +70,7 @@ def _slide(operation, picture, width):
         picture = reduce(operation, [p[i:i + len(picture)] for i in range(width)]).T
     return picture
 
-# %% ../../nbs/05_evaluation/06_artefacts.ipynb #a9519f33
+# %% ../../nbs/05_evaluation/06_artefacts.ipynb #fd433794
 def _strokes(gray, spread):
     "Boxes (y0, y1, x0, x1) of candidates brighter than what surrounds them, and by how much."
     from scipy import ndimage
@@ -91,7 +91,7 @@ def _strokes(gray, spread):
     good &= (out >= .6) & (height >= .28 * spread)
     for i in np.flatnonzero(good): yield ends[i], height[i]
 
-# %% ../../nbs/05_evaluation/06_artefacts.ipynb #14ac2853
+# %% ../../nbs/05_evaluation/06_artefacts.ipynb #727fe7d0
 def text_marks(
     pixels:np.ndarray, # (H, W) or (H, W, 3), uint8
 ) -> np.ndarray: # Booleans (H, W), or of a shrunk picture where H and W are large
@@ -107,7 +107,7 @@ def text_marks(
             if q3 - q1 <= .6 * height: found[y0:y1, x0:x1] = True
     return found
 
-# %% ../../nbs/05_evaluation/06_artefacts.ipynb #2515ac0e
+# %% ../../nbs/05_evaluation/06_artefacts.ipynb #97a3768b
 def measure_picture(
     pixels:np.ndarray, # (H, W) or (H, W, 3), uint8, at its own size
 ) -> dict: # file_width, file_height, file_aspect and eight more, see above: floats
@@ -119,17 +119,17 @@ def measure_picture(
              "file_border": _border(gray), "file_colour": colour, "file_text": text}
     return found | light | _detail(gray, light["file_contrast"])
 
-# %% ../../nbs/05_evaluation/06_artefacts.ipynb #28a326dd
+# %% ../../nbs/05_evaluation/06_artefacts.ipynb #7da71cc5
 def measure_file(
     path, # of an image file, any that can be read into a cohort
     rules:Rules, # as settled for the cohort: levels and colour
 ) -> dict: # of measure_picture, and file_megabytes; empty where the file gives no picture
     "What should mean nothing for a disease, measured on one file."
     try: pixels = native(Path(path), rules)
-    except Skipped: return {}
+    except (Skipped, OSError): return {} # the list of files says why, or it is gone since
     return measure_picture(pixels) | {"file_megabytes": Path(path).stat().st_size / 2**20}
 
-# %% ../../nbs/05_evaluation/06_artefacts.ipynb #6f456f21
+# %% ../../nbs/05_evaluation/06_artefacts.ipynb #62248512
 def measure_files(
     paths:list, # of image files
     rules:Rules, # as settled for the cohort
@@ -151,7 +151,7 @@ def measure_files(
         found[f"file_{name}"] = known.astype(kind).where(known.notna())
     return found
 
-# %% ../../nbs/05_evaluation/06_artefacts.ipynb #1fe48f49
+# %% ../../nbs/05_evaluation/06_artefacts.ipynb #9fc3c352
 MARGIN = .1  # balanced accuracy beyond chance that matters
 LOOKS = {"file_exposure", "file_contrast", "file_clipped", "file_sharpness", "file_noise", "file_colour"}
 
@@ -159,7 +159,7 @@ def _by_guess(found):
     "Tested rows, the best guess first."
     return found[found["predicts"].notna()].sort_values("predicts", ascending=False, kind="stable")
 
-# %% ../../nbs/05_evaluation/06_artefacts.ipynb #49bf764b
+# %% ../../nbs/05_evaluation/06_artefacts.ipynb #5a4cfc18
 @dataclass(frozen=True)
 class LeadingArtefact:
     "An artefact that tells the subgroups at least as well as anything else known; str: a paragraph"
@@ -186,7 +186,7 @@ class LeadingArtefact:
             f" files, not of patients.{maybe} To look for subgroups beyond it, run again with"
             f" {self.option}.")
 
-# %% ../../nbs/05_evaluation/06_artefacts.ipynb #6833bf74
+# %% ../../nbs/05_evaluation/06_artefacts.ipynb #7cd152f0
 def leading_artefact(
     artefacts:pd.DataFrame, # `associations` of the clusters with measure_files' columns
     columns:pd.DataFrame|None=None, # the same with the cohort's own columns; None: it has none

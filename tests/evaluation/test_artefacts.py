@@ -139,10 +139,10 @@ def test_files_and_records(tmp_path):
     paths = [tmp_path / f"{i} ü.png" for i in range(4)]
     for i, path in enumerate(paths[:3]): Image.fromarray(film(i)).save(path)
     paths[3].write_bytes(paths[0].read_bytes()[:3000])
-    records = pd.DataFrame({"bits": [8, 16, 8, None], "format": ["PNG"] * 3 + [None], "reason": ""}, index=list("abcd"))
+    records = pd.DataFrame({"bits": pd.array([8, 16, 8, None], dtype="Int64"), "format": ["PNG"] * 3 + [None], "reason": ""}, index=list("abcd"))
     found = measure_files(paths, Rules(), records)
     assert found["file_megabytes"][0] == paths[0].stat().st_size / 2**20 and found.index.tolist() == [0, 1, 2, 3]
-    assert found.iloc[3].isna().all() and measure_file(paths[3], Rules()) == {}
+    assert found.iloc[3].isna().all() and measure_file(paths[3], Rules()) == {} == measure_file(tmp_path / "gone.png", Rules())
     assert found["file_bits"][:3].tolist() == [8, 16, 8] and found["file_format"][:3].tolist() == ["PNG"] * 3
     for name, value in measure_picture(film(1)).items(): assert found[name][1] == value
     pd.testing.assert_frame_equal(measure_files(paths, Rules(), n_jobs=2), found.drop(columns=["file_bits", "file_format"]))
