@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HEAD', 'TINT', 'sniff', 'tint', 'square', 'Decoded', 'decode', 'native', 'settle', 'settled']
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #0224e463
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #62157df0
 import hashlib
 import os
 import zlib
@@ -18,7 +18,7 @@ import numpy as np
 from .rasters import raster_format, read_raster
 from .rules import Picture, Rules, Skipped
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #1e351fe9
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #d0b034e1
 def _is_nifti(head:bytes) -> bool:
     "Does a NIfTI file, or the header of a pair, begin like this?"
     if head[:2] == b"\x1f\x8b":
@@ -26,7 +26,7 @@ def _is_nifti(head:bytes) -> bool:
         except zlib.error: return False
     return head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] in (b"n+2\0", b"ni2\0")
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #2f9574cb
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #034af9db
 _UNREAD = {  # images, for which there is no reader here
     b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000", b"\xff\x0a": "JPEG XL", b"8BPS": "Photoshop",
     b"NRRD": "NRRD", b"ObjectType": "MetaImage", b"v/1\x01": "OpenEXR", b"P5\n": "PGM", b"P6\n": "PPM",
@@ -37,7 +37,7 @@ _ENDS = {".dcm": "DICOM", ".dicom": "DICOM", ".ima": "DICOM", ".nii": "NIfTI", "
          ".jpeg": "JPEG", ".jpe": "JPEG", ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP", ".gif": "GIF",
          ".webp": "WEBP"}
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #62d8289e
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #115b8fd7
 def _starts(head:bytes, table:dict) -> str|None:
     return next((what for start, what in table.items() if head.startswith(start)), None)
 
@@ -53,13 +53,14 @@ def _other(head:bytes, name:str) -> Skipped:
     if name.lower().endswith(".img"): what = "the voxels of a .hdr file, or nothing that is known here"
     return Skipped("no image", f"it is {what}")
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #65b1d373
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #da9140f5
 def sniff(
     head:bytes, # a file, or its first 512 bytes or more
     name:str="", # its name, believed only where the content says nothing
 ) -> str:
     "PNG, JPEG, GIF, TIFF, BMP, WEBP, DICOM or NIfTI; `Skipped` for everything else"
     from medstrat.data.cohort.dicom import is_dicom
+    if head[128:132] == b"DICM": return "DICOM"
     if kind := raster_format(head): return kind
     if _is_nifti(head): return "NIfTI"
     if is_dicom(head): return "DICOM"
@@ -67,7 +68,7 @@ def sniff(
     if name.lower().endswith(".hdr") and size: return "NIfTI"
     raise _other(head, name)
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #9f88cd31
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #fde8d96e
 HEAD = 2**16  # bytes
 
 def _contents(path:str) -> tuple: # (format, bytes; none for volumes; SHA-256)
@@ -83,18 +84,20 @@ def _contents(path:str) -> tuple: # (format, bytes; none for volumes; SHA-256)
         raise Skipped("refused", f"it cannot be opened: {why}") from e
     return kind, data, hashlib.sha256(data).hexdigest()
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #58bbcc51
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #770da11a
 def _volume_sum(path:Path) -> str:
     "SHA-256 of a volume; of both files, one after the other, where it is a pair"
-    voxels, digest = path.with_suffix(".img"), hashlib.sha256()
-    pair = path.suffix.lower() == ".hdr" and voxels.exists()
-    if pair and voxels.is_symlink(): raise Skipped("outside", "its voxels (.img) are a link")
-    for part in (path, voxels) if pair else (path,):
+    stem, header, end = path.name.lower().partition(".hdr")
+    ends = (".img", ".IMG", ".img.gz", ".IMG.gz") if header and end in ("", ".gz") else ()
+    digest, parts = hashlib.sha256(), [path]
+    parts += [p for e in ends if (p := path.with_name(path.name[:len(stem)] + e)).exists()][:1]
+    for part in parts:
+        if part is not path and part.is_symlink(): raise Skipped("outside", "its voxels are a link")
         with open(part, "rb") as f:
             while block := f.read(2**20): digest.update(block)
     return digest.hexdigest()
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #52aa1390
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #9d7714f1
 def _read(path, rules:Rules) -> tuple: # (format, [Picture], SHA-256)
     "The pictures of a file as they were stored"
     kind, data, digest = _contents(os.fspath(path))
@@ -109,13 +112,13 @@ def _read(path, rules:Rules) -> tuple: # (format, [Picture], SHA-256)
         if p.deep: _finite(p.pixels)
     return kind, pictures, digest
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #f1245aaa
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #0f6c8fa0
 def _finite(x):
     "`Skipped` for what would be no number as a byte"
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         raise Skipped("damaged", "some of its values are NaN or infinite")
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #d61a2a81
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #df4f5bf2
 def _bytes(v, low:float, high:float) -> tuple: # (uint8, number of values beyond)
     "The equation above"
     exact = np.float32 if v.dtype.itemsize <= 2 or v.dtype == np.float32 else np.float64
@@ -123,7 +126,7 @@ def _bytes(v, low:float, high:float) -> tuple: # (uint8, number of values beyond
     beyond = int(((v < low) | (v > high)).sum())
     return np.rint(np.clip(b, 0, 255, out=b), out=b).astype(np.uint8), beyond
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #86ff8587
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #310e3eab
 def _line(picture:Picture, rules:Rules) -> tuple|None: # (low, high, its name); None: the file's own
     "Which values become black and white"
     if rules.low is not None and rules.high is not None:
@@ -135,7 +138,7 @@ def _line(picture:Picture, rules:Rules) -> tuple|None: # (low, high, its name); 
         raise Skipped("unsupported", "floats have no depth in bits; give levels='range' instead")
     return picture.low, picture.high, f"{picture.bits} bits as black…white"
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #c7132998
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #175d1e9c
 def _levels(pictures:list, rules:Rules, how:list) -> list: # of uint8 arrays
     "The pictures of a file as bytes, at their own size"
     out, beyond, said, where = [], 0, "", ""
@@ -153,7 +156,7 @@ def _levels(pictures:list, rules:Rules, how:list) -> list: # of uint8 arrays
     if said: how.append(f"{said}, {share:.2g} % of the pixels {where}" if beyond else said)
     return out
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #179b2168
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #a4a542db
 TINT = 8  # gray levels by which the channels of a gray picture may differ
 
 def tint(
@@ -166,7 +169,7 @@ def tint(
     differ[2::3] = 0  # blue, and the next pixel's red
     return int(differ.max())
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #9f4d87f9
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #f8992383
 def _tint(x) -> int:
     "As `tint`; 0 for one channel. What is coloured mostly shows it in one pixel of 64"
     if x.ndim == 2: return 0
@@ -179,7 +182,7 @@ def _gray(x, equal:bool) -> np.ndarray: # uint8, H×W
     if equal: return np.ascontiguousarray(x[..., 1])
     return np.asarray(Image.fromarray(x).convert("L"))
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #e4513f3a
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #a06a50cb
 def _coloured(x, tinted:int, rules:Rules, how:list) -> np.ndarray: # H×W, or H×W×3
     "With one channel or three, as the rules and the content want it"
     gray = tinted <= TINT
@@ -191,7 +194,7 @@ def _coloured(x, tinted:int, rules:Rules, how:list) -> np.ndarray: # H×W, or H�
     how.append("gray content stored as RGB" if gray else "colour turned into gray")
     return _gray(x, tinted == 0)
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #25d6d6be
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #33c35fbf
 def square(
     x, # uint8, H×W or H×W×3
     rules:Rules=Rules(), # `size`, `aspect` and `background` are used
@@ -210,7 +213,7 @@ def square(
         image = canvas
     return np.asarray(image).reshape(size, size, -1)
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #6e1a8c58
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #d303b1af
 @dataclass
 class Decoded:
     "What one file gives"
@@ -218,12 +221,12 @@ class Decoded:
     facts: dict           # see `decode`
     pending: bool = False # do its levels depend on the rest of the cohort?
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #1c5ddbaf
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #a2236ff3
 def _pending(pictures:list, rules:Rules) -> bool:
     open_ = rules.levels == "auto" or rules.levels == "range" and rules.low is None
     return open_ and any(p.deep for p in pictures)
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #4e89f1f3
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #7a748a30
 def _facts(kind:str, pictures:list, digest:str) -> dict:
     "What is known of a file before any rule is applied; whether it is gray is seen later"
     first, deep = pictures[0], [p for p in pictures if p.deep]
@@ -236,7 +239,7 @@ def _facts(kind:str, pictures:list, digest:str) -> dict:
                 how=list(dict.fromkeys(n for p in pictures for n in p.notes)),
                 columns=[dict(p.columns) for p in pictures], sha256=digest)
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #e80faf1c
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #7f88a5f6
 def decode(
     path,        # of a file (str or Path)
     rules:Rules=Rules(),
@@ -254,7 +257,7 @@ def decode(
     facts["how"] = list(dict.fromkeys(how))
     return Decoded(out, facts, pending)
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #63d61aa0
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #d9f30dde
 def native(
     path,
     rules:Rules, # settled ones
@@ -266,7 +269,7 @@ def native(
     x, = _levels(pictures[:1], rules, [])
     return _coloured(x, _tint(x), rules, [])
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #d8f8449d
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #b1580ee9
 def settle(
     rules:Rules,
     facts:list, # of all files that could be read
@@ -284,7 +287,7 @@ def settle(
         rules = rules.but(low=low, high=max(high, low + 1))
     return rules
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #346ac519
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #95d5ee99
 def _levels_said(rules:Rules) -> str:
     "The rule of levels as a sentence"
     if rules.levels == "depth": return "The ends of the stored bits are black and white."
@@ -292,7 +295,7 @@ def _levels_said(rules:Rules) -> str:
     what = "the least and the greatest value" if rules.levels == "range" else "as given"
     return f"Black is {rules.low:g} and white {rules.high:g}, {what}."
 
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #7bcad914
+# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #33149c02
 def settled(
     rules:Rules, # settled ones
     facts:list,  # those they were settled by

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PHOTOMETRIC', 'BITS', 'SIGN', 'ORIENTATION', 'raster_format', 'quiet', 'read_raster']
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #083f7beb
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #8f772cd8
 import struct
 import threading
 import warnings
@@ -16,12 +16,12 @@ import numpy as np
 
 from .rules import Picture, Rules, Skipped
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #834123f7
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #d4b29051
 _STARTS = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"II*\0": "TIFF",
            b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF"}
 _PLUGINS = dict(PNG="Png", JPEG="Jpeg", GIF="Gif", TIFF="Tiff", BMP="Bmp", WEBP="WebP")
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #2193579d
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #017a5e79
 def raster_format(
     data:bytes, # a file, or its first 32 bytes
 ) -> str|None:
@@ -32,7 +32,7 @@ def raster_format(
     header = int.from_bytes(data[14:18], "little")
     return "BMP" if data[:2] == b"BM" and header in (12, 16, 40, 52, 56, 64, 108, 124) else None
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #ee4006f6
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #38cce6ee
 class quiet:
     "`with quiet():` no warnings, no picture that is only half there; in threads, and nested, too"
     lock, inside, before = threading.Lock(), 0, ()
@@ -56,7 +56,7 @@ class quiet:
             silence, ImageFile.LOAD_TRUNCATED_IMAGES = quiet.before
             silence.__exit__(None, None, None)
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #bf3eaec6
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #260eaf98
 PHOTOMETRIC, BITS, SIGN, ORIENTATION = 262, 258, 339, 274  # tags of TIFF and EXIF
 
 def _claimed(data:bytes, tag:int) -> int|None:
@@ -67,14 +67,15 @@ def _claimed(data:bytes, tag:int) -> int|None:
     places = range(page + 2, page + 2 + 12 * n, 12)
     return next((p + 8 for p in places if struct.unpack_from(order + "H", data, p)[0] == tag), None)
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #d1a5205c
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #20c9bb19
 def _as_positive(data:bytes) -> bytes|None:
     "A TIFF that claims 0 for white, with 1 (black) in this tag; None: it does not claim that"
-    place = _claimed(data, PHOTOMETRIC)
+    try: place = _claimed(data, PHOTOMETRIC)
+    except struct.error: place = None  # it leads beyond the end
     if place is None or data[place:place + 2] != b"\0\0": return None
     return data[:place] + (b"\1\0" if data[:2] == b"II" else b"\0\1") + data[place + 2:]
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #9443a0b6
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #fce8c282
 @lru_cache
 def _opener(kind:str):
     "What makes a Pillow image of a file of this format"
@@ -83,7 +84,7 @@ def _opener(kind:str):
     from PIL import Image
     return Image.OPEN[kind][0]
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #ca5efa37
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #8f48a9cc
 def _opened(data:bytes, kind:str) -> tuple: # (image, not yet unpacked; tags of a TIFF; is it a negative?)
     "A Pillow image; Pillow's errors as they come"
     try: image, negative = _opener(kind)(BytesIO(data), ""), False
@@ -96,7 +97,7 @@ def _opened(data:bytes, kind:str) -> tuple: # (image, not yet unpacked; tags of 
         "damaged", "TIFF: the tag PhotometricInterpretation is missing, so nothing says whether 0 is black or white")
     return image, tags, negative or tags.get(PHOTOMETRIC) == 0
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #5f4e3b3d
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #c919b41c
 def _laid(image, background:int, notes:list):
     "A picture with transparency on a gray background, as L or RGB"
     from PIL import Image
@@ -109,14 +110,14 @@ def _laid(image, background:int, notes:list):
     canvas.paste(image.convert(bands), mask=alpha)
     return canvas
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #3c0b55a6
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #8c494c0c
 def _from_lab(image):
     "CIE L*a*b* as sRGB"
     from PIL import ImageCms
     lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
     return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #c7ba1058
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #68a24c0b
 def _eight(image, background:int, notes:list):
     "A picture of at most 8 bits a channel, as L or RGB"
     if image.mode in ("P", "PA"): notes.append("palette looked up")
@@ -128,7 +129,7 @@ def _eight(image, background:int, notes:list):
     if image.mode == "LAB": return _from_lab(image)
     return image.convert("L" if image.mode == "1" else "RGB")
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #312e0687
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #28a71f1c
 def _deep(image, tags:dict, negative:bool) -> Picture:
     "A gray picture of more than 8 bits, or of floats"
     x = np.array(image)
@@ -143,7 +144,7 @@ def _deep(image, tags:dict, negative:bool) -> Picture:
     if negative: x = ~x if signed else x.dtype.type(high) - x
     return Picture(x, bits, low, high)
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #0b34aad8
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #e6472147
 _EXIF = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}  # where Pillow keeps what a camera wrote
 
 def _turned(image, notes:list):
@@ -158,13 +159,13 @@ def _turned(image, notes:list):
     notes.append("EXIF rotation undone")
     return ImageOps.exif_transpose(image)
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #3aa1ec67
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #5cb519e9
 def _bits(image, data:bytes, kind:str, tags:dict) -> int:
     "Bits that are stored for a pixel and channel"
     if image.mode in ("P", "PA"): return 8
     return data[24] if kind == "PNG" else int(tags.get(BITS, (8,))[0])
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #4a0372c9
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #c519bdc2
 def _picture(data:bytes, kind:str, rules:Rules) -> Picture:
     "The picture of a file; Pillow's errors as they come"
     image, tags, negative = _opened(data, kind)
@@ -187,7 +188,7 @@ def _picture(data:bytes, kind:str, rules:Rules) -> Picture:
     if tags.get(SIGN, (1,))[0] == 2: x = x ^ np.uint8(128); notes.append("signed values: 128 added")
     return Picture(x, bits, notes=notes)
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #489bb66d
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #fdd9b7ff
 def _fault(kind:str, error:Exception) -> Skipped:
     "What an error of Pillow says about a file"
     said = " ".join(str(error).split())[:200] or type(error).__name__
@@ -198,7 +199,7 @@ def _fault(kind:str, error:Exception) -> Skipped:
         "unsupported", f"{kind}: {said}; save it as PNG with 8 or 16 bits")
     return Skipped("damaged", f"{kind}: {said}")
 
-# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #ae0b23d5
+# %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #4f168553
 def read_raster(
     data:bytes, # the whole file
     rules:Rules=Rules(), # `background` and `max_pixels` are used
