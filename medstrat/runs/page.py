@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['LISTED', 'PARTS', 'STYLE', 'as_text', 'tabulated', 'evidence', 'prose', 'render']
 
-# %% ../../nbs/06_runs/06_page.ipynb #629b943f
+# %% ../../nbs/06_runs/06_page.ipynb #43849131
 import re
 from html import escape
 
 import numpy as np
 import pandas as pd
 
-# %% ../../nbs/06_runs/06_page.ipynb #09b3daba
+# %% ../../nbs/06_runs/06_page.ipynb #831d1a3e
 def as_text(
     value, # a cell of a table, of any kind
 ) -> str:  # at most 300 characters
@@ -26,7 +26,7 @@ def as_text(
     text = str(value)
     return text if len(text) <= 300 else text[:299] + "…"
 
-# %% ../../nbs/06_runs/06_page.ipynb #d3ed37af
+# %% ../../nbs/06_runs/06_page.ipynb #52fe6440
 LISTED = 200   # rows of a table that are shown
 
 def _head(name) -> str:
@@ -47,7 +47,7 @@ def tabulated(
     return dict(head=names + [_head(c) for c in df.columns], rows=rows, numbers=numbers, named=len(names),
                 more=len(df) - len(part))
 
-# %% ../../nbs/06_runs/06_page.ipynb #5c0d01d0
+# %% ../../nbs/06_runs/06_page.ipynb #b8c8feab
 _SHOWN = dict(predicts="guesses the subgroup", predicts_by_chance="by chance", p="p", p_corrected="p, corrected", n="n",
               values="values", remark="remark")
 
@@ -71,7 +71,7 @@ def evidence(
     return dict(head=[_SHOWN[k] for k in shown], texts=[k == "remark" for k in shown], rows=rows[:LISTED],
                 more=max(0, len(rows) - LISTED))
 
-# %% ../../nbs/06_runs/06_page.ipynb #8cab113a
+# %% ../../nbs/06_runs/06_page.ipynb #9fa43cf2
 def prose(
     text:str, # paragraphs with empty lines between them
 ) -> str:     # HTML
@@ -79,7 +79,7 @@ def prose(
     parts = [p for p in re.split(r"\s*\n\s*\n\s*", str(text).strip()) if p]
     return "".join("<p>" + re.sub("`([^`]+)`", r"<code>\1</code>", escape(p)) + "</p>" for p in parts)
 
-# %% ../../nbs/06_runs/06_page.ipynb #d221b022
+# %% ../../nbs/06_runs/06_page.ipynb #dff61d4e
 PARTS = {"parts": """
 {% macro lacking(reason) %}<p class="lacking">{{ reason }}</p>{% endmacro %}
 {% macro more(n) %}{% if n %}<p class="note">… and {{ "{:,}".format(n) }} more, which are not shown here.</p>{% endif %}
@@ -97,7 +97,7 @@ PARTS = {"parts": """
 {% endmacro %}
 """}
 
-# %% ../../nbs/06_runs/06_page.ipynb #d2fab603
+# %% ../../nbs/06_runs/06_page.ipynb #ffc6d2ed
 PARTS["evidence"] = """{% from "parts" import more %}{% macro bar(share, chance=none) %}
 {% if share is not none %}<span class="bar" aria-hidden="true"><i style="width:{{ '%.1f' % share }}%"></i>
 {% if chance is not none %}<b style="left:{{ '%.1f' % chance }}%"></b>{% endif %}</span>{% endif %}{% endmacro %}
@@ -114,7 +114,7 @@ PARTS["evidence"] = """{% from "parts" import more %}{% macro bar(share, chance=
 chance alone gives, where it is known. Each p is corrected for the columns of this table.</p>{% endmacro %}
 """
 
-# %% ../../nbs/06_runs/06_page.ipynb #bf549de4
+# %% ../../nbs/06_runs/06_page.ipynb #af8a6169
 PARTS["pictures"] = """{% macro pictures(row, number) %}
 <h4>{{ row.title }} <small>{{ row.about }}</small></h4><div class="pictures">
 {% for p in row.pictures %}<figure>
@@ -123,7 +123,7 @@ PARTS["pictures"] = """{% macro pictures(row, number) %}
 </figcaption></figure>{% endfor %}</div>{% endmacro %}
 """
 
-# %% ../../nbs/06_runs/06_page.ipynb #f182477a
+# %% ../../nbs/06_runs/06_page.ipynb #38727ad4
 PARTS["head"] = """<meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:;
  style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
@@ -144,7 +144,7 @@ def render(
                         style=Markup(STYLE))
     return page.get_template("page").render()
 
-# %% ../../nbs/06_runs/06_page.ipynb #ec259d22
+# %% ../../nbs/06_runs/06_page.ipynb #05549e44
 STYLE = """
 :root { color-scheme: light; --ink: #1d2327; --soft: #5a646b; --line: #d8dde0; --blue: #0b5c8a; --pale: #f4f6f7; }
 * { box-sizing: border-box; }
@@ -179,7 +179,7 @@ th, td { max-width: 22rem; overflow-wrap: anywhere; min-width: 4rem; }
 .remark { min-width: 12rem; color: var(--soft); }
 """
 
-# %% ../../nbs/06_runs/06_page.ipynb #17b89abc
+# %% ../../nbs/06_runs/06_page.ipynb #b43e9149
 STYLE += """
 .strength { white-space: nowrap; font-variant-numeric: tabular-nums; }
 .bar { position: relative; display: inline-block; width: 6rem; height: .7rem; background: #e8ecee;
@@ -209,7 +209,7 @@ button[aria-pressed=false] i { opacity: .25; } #embedding-save { margin-left: .6
 blockquote { margin: .6rem 0; padding: .2rem 1rem; background: var(--pale); user-select: all; }
 """
 
-# %% ../../nbs/06_runs/06_page.ipynb #ff80858d
+# %% ../../nbs/06_runs/06_page.ipynb #2044e335
 STYLE += """
 @media (min-width: 76rem) {
   body { display: grid; grid-template-columns: 14rem minmax(0, 1fr); column-gap: 3rem; max-width: 74rem; }
@@ -226,7 +226,7 @@ STYLE += """
   figure, tr, dl div, .alarms { break-inside: avoid; }
   .scroll { overflow: visible; }
   table { font-size: 8pt; }
-  th, td, tbody th:first-child, .remark, .strength { min-width: 0; padding-right: .4rem; }
+  th, td, tbody th:first-child, .remark, .strength { min-width: 0; padding-right: .6rem; }
   .bar { width: 3rem; margin-right: .3rem; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   a { color: inherit; text-decoration: none; }

@@ -6,7 +6,7 @@
 __all__ = ['MANY', 'OTHER', 'NO_VALUE', 'as_jpeg', 'compact', 'Embedding', 'sample_embedding', 'colouring', 'json_script',
            'bokeh_map', 'map_parts']
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #f47f5509
+# %% ../../nbs/06_runs/05_embedded.ipynb #c99d0d75
 import base64
 import io
 import json
@@ -17,7 +17,7 @@ import pandas as pd
 
 from ..data.pictures import cluster_colors, unit_images
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #51de74ce
+# %% ../../nbs/06_runs/05_embedded.ipynb #12a05906
 def _bytes(images) -> np.ndarray:
     "Images as uint8, as they are or from floats in [0, 1]."
     x = np.asarray(images)
@@ -36,7 +36,7 @@ def as_jpeg(
     picture.save(out := io.BytesIO(), "JPEG", quality=quality, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #4155bcd7
+# %% ../../nbs/06_runs/05_embedded.ipynb #c0854404
 def compact(
     images,           # N images, (H, W), (H, W, 1) or (H, W, 3) each
     budget:float=8e6, # bytes that all of them may take in the page
@@ -50,7 +50,7 @@ def compact(
         if tried * len(images) <= budget: break
     return [as_jpeg(x, *step) for x in images]
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #c2f16ca0
+# %% ../../nbs/06_runs/05_embedded.ipynb #a0996cd1
 @dataclass
 class Embedding:
     "Images as points in the plane; ValueError where lengths differ or numbers are negative."
@@ -79,7 +79,7 @@ class Embedding:
         return replace(self, **part, columns=columns, clusters=self.clusters[rows],
                        names=[self.names[i] for i in rows])
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #36e8538c
+# %% ../../nbs/06_runs/05_embedded.ipynb #f5bbf15c
 def sample_embedding(
     embedding:Embedding, # of any number of points
     most:int=5000,       # points to keep
@@ -89,7 +89,7 @@ def sample_embedding(
     if n <= most: return embedding
     return embedding.take(np.sort(np.random.default_rng(0).permutation(n)[:most]))
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #b9cdd1ab
+# %% ../../nbs/06_runs/05_embedded.ipynb #7ad5d878
 MANY = 11                                  # values with a colour of their own
 OTHER, NO_VALUE = "#999999", "#d0d0d0"
 
@@ -114,7 +114,7 @@ def _values(values:pd.Series) -> tuple: # labels, colours, codes
     if rest.any(): codes[rest], labels, colors = len(labels), [*labels, "other"], [*colors, OTHER]
     return labels, colors, codes
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #f0c237af
+# %% ../../nbs/06_runs/05_embedded.ipynb #ae2b3e5b
 def colouring(
     name:str,         # of the column
     values:pd.Series, # (n,)
@@ -131,7 +131,7 @@ def colouring(
         labels, colors = [*labels, "no value"], [*colors, NO_VALUE]
     return dict(name=str(name), labels=labels, colours=colors, codes=codes.tolist())
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #3bac9335
+# %% ../../nbs/06_runs/05_embedded.ipynb #794d72a3
 def json_script(
     value,    # anything that JSON can hold
     id:str,   # of the element
@@ -141,7 +141,7 @@ def json_script(
     for sign in "<>&": text = text.replace(sign, f"\\u{ord(sign):04x}")
     return f'<script type="application/json" id="{id}">{text}</script>'
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #5e20cb8a
+# %% ../../nbs/06_runs/05_embedded.ipynb #9438057c
 def _tooltip(e:Embedding) -> str:
     "What stands under the pointer, in Bokeh's language: @{column} is escaped."
     picture = '<img src="@{picture}" alt="" width="128" style="display:block;margin-bottom:4px">'
@@ -158,7 +158,7 @@ def _columns(e:Embedding) -> dict:
     if e.thumbnails is not None: data["picture"] = compact(e.thumbnails)
     return data
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #230fe8c7
+# %% ../../nbs/06_runs/05_embedded.ipynb #b731795c
 def bokeh_map(
     embedding:Embedding, # at most some thousands of points
 ): # bokeh's figure, called "embedding"; its first renderer draws the points, filtered by Booleans
@@ -182,7 +182,7 @@ def bokeh_map(
     plot.toolbar_location = "above"
     return plot
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #acb03ec5
+# %% ../../nbs/06_runs/05_embedded.ipynb #9bd41817
 _BEHAVIOUR = """
 addEventListener("load", async () => {
   const $ = id => document.getElementById("embedding-" + id);
@@ -222,7 +222,7 @@ addEventListener("load", async () => {
   }
 """
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #d6f1118d
+# %% ../../nbs/06_runs/05_embedded.ipynb #801d7c87
 _SAVING = r"""
   const quoted = t => '"' + (/^[\s]*[=+\-@\t\r]/.test(t) ? "'" + t : t).replaceAll('"', '""') + '"';
   function table() {
@@ -244,7 +244,7 @@ _SAVING = r"""
 });
 """
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #8867d35d
+# %% ../../nbs/06_runs/05_embedded.ipynb #8a629323
 def _by_subgroup(e:Embedding) -> dict:
     "The colours of the subgroups, however many there are."
     found, codes = np.unique(e.clusters, return_inverse=True)
@@ -252,7 +252,7 @@ def _by_subgroup(e:Embedding) -> dict:
     return dict(name="subgroup", labels=[f"subgroup {k}" for k in found],
                 colours=[colors[k] for k in found], codes=codes.tolist())
 
-# %% ../../nbs/06_runs/05_embedded.ipynb #c9d2a660
+# %% ../../nbs/06_runs/05_embedded.ipynb #e9a7b2ef
 def map_parts(
     embedding:Embedding, # at most some thousands of points
 ) -> dict: # data, script and library: texts to put into a page as they are

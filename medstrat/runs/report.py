@@ -6,7 +6,7 @@
 __all__ = ['WHY', 'CAUTIONS', 'PRIVACY', 'ROWS', 'SECTIONS', 'TEMPLATES', 'Examples', 'Subgroup', 'Content', 'count_reasons',
            'report_html', 'write_report']
 
-# %% ../../nbs/06_runs/07_report.ipynb #674dcff3
+# %% ../../nbs/06_runs/07_report.ipynb #8349c8f7
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ import pandas as pd
 from .page import as_text, evidence, render, tabulated
 from .pictures_in_html import Embedding, as_jpeg, compact, map_parts, sample_embedding
 
-# %% ../../nbs/06_runs/07_report.ipynb #b9285ec7
+# %% ../../nbs/06_runs/07_report.ipynb #a0c7342a
 @dataclass
 class Examples:
     "Some images of a subgroup, as they are shown"
@@ -38,7 +38,7 @@ class Subgroup:
     borderline: Examples | None = None     # nearly as probable in another subgroup
     outlying: Examples | None = None       # farthest from the centre
 
-# %% ../../nbs/06_runs/07_report.ipynb #77dd1bc0
+# %% ../../nbs/06_runs/07_report.ipynb #cd4ee248
 @dataclass
 class Content:
     "What a report is made of. None, empty: there is none, and the report says so"
@@ -58,7 +58,7 @@ class Content:
     methods: str = ""                              # a paragraph to copy
     missing: dict = field(default_factory=dict)    # field → why there is none
 
-# %% ../../nbs/06_runs/07_report.ipynb #34fabc24
+# %% ../../nbs/06_runs/07_report.ipynb #2ba54535
 WHY = dict(
     overview="Nothing was counted.",
     exclusions="Every file that was found was read.",
@@ -74,7 +74,7 @@ WHY = dict(
     versions="The versions were not recorded.",
     methods="No paragraph was written.")
 
-# %% ../../nbs/06_runs/07_report.ipynb #5b5e2d2d
+# %% ../../nbs/06_runs/07_report.ipynb #6f8b07b9
 CAUTIONS = (
     "Subgroups are found in any data, noise included. That there are some is no finding, nor is "
     "their number: it was chosen, or set by a rule of thumb.",
@@ -96,7 +96,7 @@ PRIVACY = (
     "identify a person, even where names were replaced by numbers. Give it only to those who may "
     "see the images themselves.")
 
-# %% ../../nbs/06_runs/07_report.ipynb #e823833b
+# %% ../../nbs/06_runs/07_report.ipynb #40650404
 def count_reasons(
     exclusions:pd.DataFrame, # with kind and reason
 ) -> pd.DataFrame:           # kind, reason, files
@@ -107,7 +107,7 @@ def count_reasons(
     counts = groups.size().reset_index(name="files")
     return counts.sort_values("files", ascending=False, kind="stable").reset_index(drop=True)
 
-# %% ../../nbs/06_runs/07_report.ipynb #395ace7d
+# %% ../../nbs/06_runs/07_report.ipynb #e6fa92cc
 ROWS = (("typical", "Typical", "nearest to the centre of the subgroup"),
         ("borderline", "Borderline", "nearly as probable in another subgroup"),
         ("outlying", "Outlying", "farthest from the centre: unusual images, or faulty ones"))
@@ -129,7 +129,7 @@ def _subgroup(s:Subgroup, budget:float) -> dict:
     prototype = None if s.prototype is None else as_jpeg(s.prototype, 256)
     return dict(number=s.number, size=s.size, share=s.share, prototype=prototype, rows=rows)
 
-# %% ../../nbs/06_runs/07_report.ipynb #3d786fcc
+# %% ../../nbs/06_runs/07_report.ipynb #2b8e13fc
 def _still(e:Embedding) -> str:
     "The map as a PNG, for paper."
     import base64
@@ -147,14 +147,14 @@ def _mapped(e:Embedding|None) -> dict|None:
     return map_parts(shown) | dict(still=_still(shown), n=len(shown.xy), of=len(e.xy), how=e.how,
                                    pictures=e.thumbnails is not None)
 
-# %% ../../nbs/06_runs/07_report.ipynb #6b848198
+# %% ../../nbs/06_runs/07_report.ipynb #3d98ceb2
 SECTIONS = dict(overview="Overview", artefacts="Artefacts before meaning", subgroups="Subgroups",
                 path="From one subgroup to another", embedding="All images on one map",
                 associations="What the subgroups go with", characteristics="Characteristics by subgroup",
                 cautions="What may not be concluded", methods="For the methods section",
                 settings="Settings and versions")
 
-# %% ../../nbs/06_runs/07_report.ipynb #1abf54af
+# %% ../../nbs/06_runs/07_report.ipynb #1a97c5e3
 TEMPLATES = {"page": """<!doctype html>
 <html lang="en"><head>{% include "head" %}<title>{{ c.title }}</title></head><body>
 <header><h1 dir="auto">{{ c.title }}</h1><p class="privacy"><strong>Handle with care.</strong> {{ privacy }}</p>
@@ -170,7 +170,7 @@ TEMPLATES = {"page": """<!doctype html>
 <script>{{ safe(map.library) }}</script><script>{{ safe(map.script) }}</script>{% endif %}
 </body></html>"""}
 
-# %% ../../nbs/06_runs/07_report.ipynb #d6a48bfc
+# %% ../../nbs/06_runs/07_report.ipynb #263e5151
 TEMPLATES["overview"] = """{% from "parts" import table, pairs, lacking %}
 {% if c.overview %}{{ pairs(c.overview) }}{% else %}{{ lacking(why.overview) }}{% endif %}
 <h3>Left out</h3>
@@ -187,7 +187,7 @@ one of them is strong, the subgroups may be about how images were made, and not 
 {% if artefacts %}{{ evidence(artefacts, "Artefacts and the subgroups") }}
 {% else %}{{ lacking(why.artefacts) }}{% endif %}"""
 
-# %% ../../nbs/06_runs/07_report.ipynb #c922fdcc
+# %% ../../nbs/06_runs/07_report.ipynb #b87031f4
 TEMPLATES["subgroups"] = """{% from "parts" import lacking %}{% from "pictures" import pictures %}
 {% from "evidence" import bar %}
 {% if subgroups %}<p class="note">Pictures are reduced and compressed; measure on the files.</p>
@@ -215,7 +215,7 @@ eyes; these are no images of patients.</p>
 <figcaption>From subgroup {{ a }} (first) to subgroup {{ b }} (last)</figcaption></figure>{% endfor %}
 {% else %}{{ lacking(why.path) }}{% endif %}"""
 
-# %% ../../nbs/06_runs/07_report.ipynb #ff278f2f
+# %% ../../nbs/06_runs/07_report.ipynb #a254ceed
 TEMPLATES["embedding"] = """{% from "parts" import lacking %}
 {% if map %}<p>{{ map.how }} Each point is an image.
 Distances on a map like this are true at best between neighbours. {% if map.n < map.of %}
@@ -248,7 +248,7 @@ TEMPLATES["settings"] = """{% from "parts" import table, pairs, lacking %}
 {% if settings %}{{ table(settings, "Settings") }}{% else %}{{ lacking(why.settings) }}{% endif %}<h3>Versions</h3>
 {% if c.versions %}{{ pairs(c.versions) }}{% else %}{{ lacking(why.versions) }}{% endif %}"""
 
-# %% ../../nbs/06_runs/07_report.ipynb #06cafb32
+# %% ../../nbs/06_runs/07_report.ipynb #f0993ebc
 def _drawn(c:Content) -> dict:
     "The pictures of a report, as addresses that hold them."
     budget = 4e6 / max(1, len(c.subgroups))
@@ -266,7 +266,7 @@ def _tables(c:Content) -> dict:
         found |= dict(reasons=tabulated(count_reasons(c.exclusions), most=30))
     return shown | found
 
-# %% ../../nbs/06_runs/07_report.ipynb #a85f5cbf
+# %% ../../nbs/06_runs/07_report.ipynb #312d8c7a
 def report_html(
     content:Content, # what there is to say
 ) -> str:            # a page that needs nothing else
@@ -274,7 +274,7 @@ def report_html(
     return render(TEMPLATES, c=content, why=WHY | content.missing, sections=list(SECTIONS.items()),
                   cautions=CAUTIONS, privacy=PRIVACY, **_drawn(content), **_tables(content))
 
-# %% ../../nbs/06_runs/07_report.ipynb #ebb34d12
+# %% ../../nbs/06_runs/07_report.ipynb #86223fc2
 def write_report(
     content:Content, # what there is to say
     path,            # of the HTML file; its folder has to be there
