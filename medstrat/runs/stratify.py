@@ -6,7 +6,7 @@
 __all__ = ['STAGES', 'Question', 'Interrupted', 'Stratification', 'read_cohort', 'with_artefacts', 'settle_clusters',
            'tested_columns', 'alarms', 'start_stratify', 'stratify', 'write_example']
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #095accb8
+# %% ../../nbs/06_runs/09_stratify.ipynb #01ceb29f
 import hashlib
 import json
 import os
@@ -46,7 +46,7 @@ from ..training.presets import CHAINS, resolve
 from ..training.registry import get_method
 from ..training.saving import load_model
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #ebc57968
+# %% ../../nbs/06_runs/09_stratify.ipynb #308e9132
 @dataclass
 class Question:
     "What is to be stratified, and how."
@@ -100,7 +100,7 @@ class Question:
             parameters={k: v for k, v in self.parameters.items() if k not in machine},
             pseudonymise=self.pseudonymise)
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #daa915c3
+# %% ../../nbs/06_runs/09_stratify.ipynb #5b22b2d5
 def _method(name):
     "The class of a method that finds clusters."
     cls = get_method(str(name))
@@ -114,7 +114,7 @@ def _check_clusters(clusters):
 
 def _is_path(value) -> bool: return value is not None and Path(value).expanduser().exists()
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #b934c80c
+# %% ../../nbs/06_runs/09_stratify.ipynb #524d53f8
 class Interrupted(RuntimeError): "A training was stopped in order; the next start goes on with it."
 
 class Stratification:
@@ -207,7 +207,7 @@ class Stratification:
         of = {k: g.drop(columns="of").set_index("column") for k, g in found.groupby("of")}
         return dict(table=of.get("table"), file=of.get("file"))
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #6ce0be39
+# %% ../../nbs/06_runs/09_stratify.ipynb #492e8476
 def read_cohort(
     q: Question,
     n_jobs=None,     # processes
@@ -233,7 +233,7 @@ def read_cohort(
     where, whole = Path(splits.source or folder), str(splits.checksum)
     return Cohort(images, files, q.rules, list(splits.notices), group, None, where, whole)
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #e76ebfca
+# %% ../../nbs/06_runs/09_stratify.ipynb #add1a09a
 def _read(s: Stratification, folder: Path):
     "The cohort, the account of its files, and what later stages stand on."
     here, numbers = Path(s.question.folder).expanduser(), None if s.key_file is None else Pseudonyms(s.key_file)
@@ -246,10 +246,10 @@ def _read(s: Stratification, folder: Path):
         medstrat=__version__, checksum=c.checksum, table=hashlib.sha256(table).hexdigest(), rules=c.rules.to_dict(),
         patient=c.group, notices=c.notices))
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #b1e6dd3d
+# %% ../../nbs/06_runs/09_stratify.ipynb #6f2759cb
 def _table(path: Path) -> pd.DataFrame:
-    "A table that a stage has written, every number as it was."
-    try: return pd.read_csv(path, float_precision="round_trip")
+    "A table that a stage has written."
+    try: return pd.read_csv(path)
     except pd.errors.EmptyDataError: return pd.DataFrame()
 
 def _texts(path: Path) -> pd.DataFrame:
@@ -271,7 +271,7 @@ def _rows_of_images(measured: pd.DataFrame, images: ImageSet) -> pd.DataFrame:
     "The measures of files as rows of images."
     return measured.set_index("file").loc[images.table["file"]].reset_index(drop=True)
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #20c112d9
+# %% ../../nbs/06_runs/09_stratify.ipynb #cc28aee8
 def _compare(s: Stratification, folder: Path):
     "Pairs of equal and nearly equal images, and what has to be said of them."
     twins = s.stages.attempt("duplicates", lambda: find_twins(s.cohort))
@@ -279,7 +279,7 @@ def _compare(s: Stratification, folder: Path):
     write_csv(pairs, folder / "duplicates.csv")
     write_json(folder / "alarms.json", alarms)
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #869c5a14
+# %% ../../nbs/06_runs/09_stratify.ipynb #04f7e416
 def with_artefacts(cohort: Cohort, artefacts: pd.DataFrame) -> ImageSet:
     "The images with the columns of their table and the measures of their files."
     table = cohort.images.table
@@ -296,7 +296,7 @@ def settle_clusters(q: Question, images: ImageSet) -> tuple: # (estimator, how K
     k = get_method("PCA + k-means")(**small).fit(images[np.sort(rows)]).n_clusters_
     return q.estimator(k), "elbow of the k-means curve on principal components of the images"
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #ac391950
+# %% ../../nbs/06_runs/09_stratify.ipynb #2580b17b
 def _fit(s: Stratification, folder: Path):
     "Train, from the last checkpoint on if there is one, and save."
     images, last = with_artefacts(s.cohort, s.artefacts), folder / "checkpoints" / "last.ckpt"
@@ -313,7 +313,7 @@ def _fit(s: Stratification, folder: Path):
     model.history_.to_csv(folder / "history.csv", index=False)
     write_json(folder / "chosen.json", dict(how=how))
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #50537b16
+# %% ../../nbs/06_runs/09_stratify.ipynb #9fc0382c
 def _encode(s: Stratification, folder: Path):
     "Each image's subgroup, and the model as it is handed out."
     images = with_artefacts(s.cohort, s.artefacts)
@@ -325,12 +325,12 @@ def _encode(s: Stratification, folder: Path):
     s.model.save(folder / "model.safetensors")
     np.savez(folder / "seen.npz", **{k: v for k, v in vars(seen).items() if v is not None})
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #c20e1552
+# %% ../../nbs/06_runs/09_stratify.ipynb #e5be02a8
 def tested_columns(cohort: Cohort) -> list: # of names
     "Columns of the table that subgroups could go with."
     return [c for c in cohort.images.table if c not in ("file", "slice", cohort.group)]
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #38e0e70e
+# %% ../../nbs/06_runs/09_stratify.ipynb #8082d524
 def _associated(s: Stratification, data: pd.DataFrame) -> pd.DataFrame:
     "A row a column; patients, where they are known, are exchanged whole, and are no column themselves."
     clusters, seed, unit = s.seen.clusters, s.question.seed, "patient of the image"
@@ -352,7 +352,7 @@ def _test(s: Stratification, folder: Path):
     rows = s.stages.attempt("characteristics", lambda: characteristics(clusters, described, tested, people))
     if rows is not None: write_csv(rows.reset_index(), folder / "characteristics.csv")
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #58fd9871
+# %% ../../nbs/06_runs/09_stratify.ipynb #88e2019f
 def alarms(s: Stratification) -> list: # of sentences
     "What has to be said before anything else."
     files, said = s.cohort.files, []
@@ -368,7 +368,7 @@ def alarms(s: Stratification) -> list: # of sentences
     return said + [f"Not everything could be made: {k.replace('_', ' ')} ({why})."
                    for k, why in s.stages.missing.items()]
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #648b4812
+# %% ../../nbs/06_runs/09_stratify.ipynb #37de7d46
 def _methods(s: Stratification) -> str:
     "A paragraph that says what was done."
     q, c, m = s.question, s.cohort, s.model
@@ -379,7 +379,7 @@ def _methods(s: Stratification) -> str:
         size=c.images.image_shape[0], chosen="" if s.chosen == "given" else s.chosen, epochs=m.n_iter_ or None,
         condition=q.condition, permutations=999, versions=describe_place(m)["versions"])
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #f9b61521
+# %% ../../nbs/06_runs/09_stratify.ipynb #c9a470a8
 def _overview(s: Stratification) -> dict:
     q, c, sizes = s.question, s.cohort, np.bincount(s.seen.clusters, minlength=s.model.n_clusters_)
     read = int((c.files.pictures > 0).sum()) if "pictures" in c.files else len(c.files)
@@ -398,7 +398,7 @@ def _settings(s: Stratification) -> pd.DataFrame:
              for k, v in s.cohort.rules.to_dict().items()}
     return pd.DataFrame.from_dict(rows, orient="index")
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #e4eb8db1
+# %% ../../nbs/06_runs/09_stratify.ipynb #6eef4d48
 def _content(s: Stratification) -> Content:
     "What the report is made of."
     c, m, seen, attempt, of = s.cohort, s.model, s.seen, s.stages.attempt, s.associated()
@@ -416,7 +416,7 @@ def _content(s: Stratification) -> Content:
 def _report(s: Stratification, folder: Path):
     s.stages.attempt("report", lambda: write_report(_content(s), folder / "report.html"))
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #db3a5505
+# %% ../../nbs/06_runs/09_stratify.ipynb #25529cdc
 _RESULTS = dict(read=["files.csv"], measure=["artefacts.csv"], compare=["duplicates.csv"], fit=["history.csv"],
                 encode=["assignments.csv", "model.safetensors"], test=["associations.csv", "characteristics.csv"],
                 report=["report.html"])
@@ -438,7 +438,7 @@ def _record(s: Stratification) -> dict:
         provenance={k: m.provenance_[k] for k in settings}, rules=stood_on["rules"], checksum=stood_on["checksum"],
         table_checksum=stood_on["table"], notices=c.notices, alarms=alarms(s), **describe_place(m))
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #c9f0511c
+# %% ../../nbs/06_runs/09_stratify.ipynb #1aed02e0
 def start_stratify(
     folder,              # of image files, or an .npz file, or the name of a set
     out="report",        # the folder of the results
@@ -461,7 +461,7 @@ def stratify(folder, **given) -> Path: # the folder of the results
     for stage in STAGES: getattr(s, stage)()
     return s.finish()
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #f5574a0c
+# %% ../../nbs/06_runs/09_stratify.ipynb #ae78fe49
 def write_example(
     where,        # a folder
     n: int = 60,  # files
