@@ -1,4 +1,4 @@
-"Twins are found, similar pictures are none, and nothing grows with the square of the set."
+"Twins are found, also in blocks of a large set, and similar pictures are none."
 import io
 import os
 
