@@ -206,3 +206,28 @@ def test_the_machine_is_no_part_of_the_question(example, tmp_path):
     a = Question(**example, model="vade", clusters=3, parameters=dict(accelerator="cpu")).to_dict()
     assert a == Question(**example, model="VaDE", clusters=3, parameters=dict(verbose=False)).to_dict()
     assert a != Question(**example, model="vade", clusters=4).to_dict() and json.loads(json.dumps(a)) == a
+
+
+def test_twins_are_listed_and_those_of_two_patients_come_first(tmp_path):
+    folder, rng = tmp_path / "images", np.random.default_rng(0)
+    folder.mkdir()
+    pictures = rng.integers(0, 256, (20, 40, 40), np.uint8)
+    for i, x in enumerate([*pictures, pictures[3], pictures[4]]): Image.fromarray(x).save(folder / f"{i:02}.png")
+    write_csv(pd.DataFrame(dict(file=[f"{i:02}.png" for i in range(22)], patient=[*range(20), 3, 11])), tmp_path / "t.csv")
+    out = stratify(folder, table=tmp_path / "t.csv", out=tmp_path / "report", cache_dir=tmp_path / "cache", model="pixels + k-means", clusters=2, reading=dict(size=32))
+    pairs, record = pd.read_csv(out / "duplicates.csv"), json.loads((out / "record.json").read_text())
+    assert pairs[["image_a", "image_b", "kind"]].values.tolist() == [["03.png", "20.png", "file"], ["04.png", "21.png", "file"]]
+    assert pairs[["patient_a", "patient_b"]].values.tolist() == [[3, 3], [4, 11]]
+    said, = [a for a in record["alarms"] if "two patients" in a]
+    assert said.startswith("1 pairs") and "04.png and 21.png" in said and len(pd.read_csv(out / "assignments.csv")) == 22
+
+
+def test_several_slices_of_one_file_are_no_copies_and_one_patient(tmp_path):
+    nib = pytest.importorskip("nibabel")
+    folder, rng = tmp_path / "volumes", np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(8): nib.save(nib.Nifti1Image(rng.normal(0, 1, (20, 20, 9)).astype(np.float32), np.eye(4)), folder / f"{i}.nii.gz")
+    out = stratify(folder, out=tmp_path / "report", cache_dir=tmp_path / "cache", model="pixels + k-means", clusters=2, reading=dict(size=32, every=4))
+    assigned, record = pd.read_csv(out / "assignments.csv"), json.loads((out / "record.json").read_text())
+    assert list(assigned)[:2] == ["file", "slice"] and assigned.groupby("file").size().min() > 1 and record["patients"] == 8
+    assert not len(pd.read_csv(out / "duplicates.csv"))
