@@ -213,7 +213,7 @@ def _asked(words: dict, pairs: list, rules: list, more: dict) -> tuple: # (param
     from medstrat.runs.requests import read_scalar
     from medstrat.runs.stratify import Question
     parameters = parse_parameters(pairs)
-    if taken := sorted(set(parameters) & {*words, *more, "reading"}):
+    if taken := sorted(set(parameters) & {*words, *more, "size", "levels", "every"}):
         raise ValueError(f"-p {taken[0]}=… is no hyper-parameter; write --{taken[0].replace('_', '-')}.")
     words["clusters"], words["reading"] = read_scalar(words["clusters"]), parse_parameters(rules) | words["reading"]
     return words | parameters | more, Question(**words, parameters=parameters)
@@ -221,10 +221,11 @@ def _asked(words: dict, pairs: list, rules: list, more: dict) -> tuple: # (param
 # %% ../nbs/11_cli.ipynb #eb882dac
 def _stratify(words: dict, pairs: list, rules: list, more: dict, manager):
     "The folder of the results, from what was typed."
-    from medstrat.runs.stages import check_free, finished
+    from medstrat.runs.stages import beside, check_free, finished
     given, question = _asked(words, pairs, rules, more)
     folder = Path(more["out"])
     check_free(folder)
+    beside(folder, more["key_file"])
     if not finished(folder, question.to_dict()):
         return execute(given, folder, manager, "09_stratify", "stratify.ipynb")
     typer.echo(f"{folder} is there already, with the answer to this question; nothing was done.")

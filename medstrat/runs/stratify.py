@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['NEAR', 'STAGES', 'Question', 'Interrupted', 'Stratification', 'read_cohort', 'with_artefacts', 'settle_clusters',
-           'tested_columns', 'alarms', 'start_stratify', 'stratify', 'write_example']
+           'tested_columns', 'alarms', 'start_stratify', 'stratify', 'figure', 'write_example']
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #93eae68c
+# %% ../../nbs/06_runs/09_stratify.ipynb #b6d7dd68
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -46,7 +47,7 @@ from ..training.presets import CHAINS, resolve
 from ..training.registry import get_method
 from ..training.saving import load_model
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #785fdadf
+# %% ../../nbs/06_runs/09_stratify.ipynb #ba117633
 NEAR = .995   # correlation from which two images are nearly equal
 
 @dataclass
@@ -102,7 +103,7 @@ class Question:
             parameters={k: v for k, v in self.parameters.items() if k not in machine},
             pseudonymise=self.pseudonymise)
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #165099ad
+# %% ../../nbs/06_runs/09_stratify.ipynb #d88b5c4f
 def _method(name):
     "The class of a method that finds clusters."
     cls = get_method(str(name))
@@ -116,7 +117,7 @@ def _check_clusters(clusters):
 
 def _is_path(value) -> bool: return value is not None and Path(value).expanduser().exists()
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #579454a0
+# %% ../../nbs/06_runs/09_stratify.ipynb #3199c900
 class Interrupted(RuntimeError): "A training was stopped in order; the next start goes on with it."
 
 class Stratification:
@@ -207,7 +208,7 @@ class Stratification:
         "Everything in its place; the folder of the results."
         return self.stages.finish(_results(self), _record(self))
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #88cd59e4
+# %% ../../nbs/06_runs/09_stratify.ipynb #8c8cbaa0
 def read_cohort(
     q: Question,
     n_jobs=None,     # processes
@@ -233,7 +234,7 @@ def read_cohort(
     where, whole = Path(splits.source or folder), str(splits.checksum)
     return Cohort(images, files, q.rules, list(splits.notices), group, None, where, whole)
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #d49c5ac3
+# %% ../../nbs/06_runs/09_stratify.ipynb #a03f14ab
 def _read(s: Stratification, folder: Path):
     "The cohort, the account of its files, and what later stages stand on."
     here, numbers = Path(s.question.folder).expanduser(), None if s.key_file is None else Pseudonyms(s.key_file)
@@ -246,7 +247,7 @@ def _read(s: Stratification, folder: Path):
         medstrat=__version__, checksum=c.checksum, table=hashlib.sha256(table).hexdigest(), rules=c.rules.to_dict(),
         patient=c.group, notices=c.notices))
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #b024d2dd
+# %% ../../nbs/06_runs/09_stratify.ipynb #d44006fd
 def _table(path: Path) -> pd.DataFrame:
     "A table that a stage has written."
     try: return pd.read_csv(path)
@@ -271,7 +272,7 @@ def _rows_of_images(measured: pd.DataFrame, images: ImageSet) -> pd.DataFrame:
     "The measures of files as rows of images."
     return measured.set_index("file").loc[images.table["file"]].reset_index(drop=True)
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #515d4e8d
+# %% ../../nbs/06_runs/09_stratify.ipynb #0acef3a7
 def _digests(s: Stratification) -> list: # one an image; slices of one file are no copies of each other
     "Check sums of the files that images come from."
     files, names = s.cohort.files, s.cohort.images.table["file"]
@@ -298,7 +299,7 @@ def _compare(s: Stratification, folder: Path):
     write_csv(shown, folder / "duplicates.csv")
     write_json(folder / "alarms.json", said)
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #9c63fa44
+# %% ../../nbs/06_runs/09_stratify.ipynb #986bbc88
 def with_artefacts(cohort: Cohort, artefacts: pd.DataFrame) -> ImageSet:
     "The images with the columns of their table and the measures of their files."
     table = cohort.images.table
@@ -315,7 +316,7 @@ def settle_clusters(q: Question, images: ImageSet) -> tuple: # (estimator, how K
     k = get_method("PCA + k-means")(**small).fit(images[np.sort(rows)]).n_clusters_
     return q.estimator(k), "elbow of the k-means curve on principal components of the images"
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #0f036938
+# %% ../../nbs/06_runs/09_stratify.ipynb #17e52f22
 def _fit(s: Stratification, folder: Path):
     "Train, from the last checkpoint on if there is one, and save."
     images, last = with_artefacts(s.cohort, s.artefacts), folder / "checkpoints" / "last.ckpt"
@@ -332,7 +333,7 @@ def _fit(s: Stratification, folder: Path):
     model.history_.to_csv(folder / "history.csv", index=False)
     write_json(folder / "chosen.json", dict(how=how))
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #5ddeb7aa
+# %% ../../nbs/06_runs/09_stratify.ipynb #8c62b354
 def _encode(s: Stratification, folder: Path):
     "Each image's subgroup, and the model as it is handed out."
     images = with_artefacts(s.cohort, s.artefacts)
@@ -344,19 +345,19 @@ def _encode(s: Stratification, folder: Path):
     s.model.save(folder / "model.safetensors")
     np.savez(folder / "seen.npz", **{k: v for k, v in vars(seen).items() if v is not None})
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #17591540
+# %% ../../nbs/06_runs/09_stratify.ipynb #f669d233
 def tested_columns(cohort: Cohort) -> list: # of names
     "Columns of the table that subgroups could go with."
     return [c for c in cohort.images.table if c not in ("file", "slice", cohort.group)]
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #03b3462c
+# %% ../../nbs/06_runs/09_stratify.ipynb #4cade461
 def _of(evidence: dict) -> dict: # "table", "file" → as `associations` gives it, or None
     "The evidence, apart: columns of the table, and measures of the files."
     if (found := evidence.get("associations")) is None: return dict(table=None, file=None)
     of = {k: g.drop(columns="of").set_index("column") for k, g in found.groupby("of")}
     return dict(table=of.get("table"), file=of.get("file"))
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #c2263794
+# %% ../../nbs/06_runs/09_stratify.ipynb #014e3631
 def _associated(s: Stratification, data: pd.DataFrame) -> pd.DataFrame:
     "A row a column; patients, where they are known, are exchanged whole, and are no column themselves."
     clusters, seed, unit = s.seen.clusters, s.question.seed, "patient of the image"
@@ -378,7 +379,7 @@ def _test(s: Stratification, folder: Path):
     rows = s.stages.attempt("characteristics", lambda: characteristics(clusters, described, tested, people))
     if rows is not None: write_csv(rows.reset_index(), folder / "characteristics.csv")
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #38d02633
+# %% ../../nbs/06_runs/09_stratify.ipynb #fb957616
 def alarms(s: Stratification) -> list: # of sentences
     "What has to be said before anything else."
     files, said = s.cohort.files, []
@@ -394,7 +395,7 @@ def alarms(s: Stratification) -> list: # of sentences
     return said + [f"Not everything could be made: {k.replace('_', ' ')} ({why})."
                    for k, why in s.stages.missing.items()]
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #0255bac8
+# %% ../../nbs/06_runs/09_stratify.ipynb #7a7a4980
 def _methods(s: Stratification) -> str:
     "A paragraph that says what was done."
     q, c, m = s.question, s.cohort, s.model
@@ -405,7 +406,7 @@ def _methods(s: Stratification) -> str:
         size=c.images.image_shape[0], chosen="" if s.chosen == "given" else s.chosen, epochs=m.n_iter_ or None,
         condition=q.condition, permutations=999, versions=describe_place(m)["versions"])
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #66a61839
+# %% ../../nbs/06_runs/09_stratify.ipynb #baa36937
 def _overview(s: Stratification) -> dict:
     q, c, sizes = s.question, s.cohort, np.bincount(s.seen.clusters, minlength=s.model.n_clusters_)
     read = int((c.files.pictures > 0).sum()) if "pictures" in c.files else len(c.files)
@@ -425,7 +426,7 @@ def _settings(s: Stratification) -> pd.DataFrame:
              for k, v in s.cohort.rules.to_dict().items()}
     return pd.DataFrame.from_dict(rows, orient="index")
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #846a7a06
+# %% ../../nbs/06_runs/09_stratify.ipynb #2781f518
 def _content(s: Stratification) -> Content:
     "What the report is made of."
     c, m, seen, attempt, of = s.cohort, s.model, s.seen, s.stages.attempt, _of(s.evidence)
@@ -443,7 +444,7 @@ def _content(s: Stratification) -> Content:
 def _report(s: Stratification, folder: Path):
     s.stages.attempt("report", lambda: write_report(_content(s), folder / "report.html"))
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #2acaaee6
+# %% ../../nbs/06_runs/09_stratify.ipynb #2eb377eb
 _RESULTS = dict(read=["files.csv"], measure=["artefacts.csv"], compare=["duplicates.csv"], fit=["history.csv"],
                 encode=["assignments.csv", "model.safetensors"], test=["associations.csv", "characteristics.csv"],
                 report=["report.html"])
@@ -465,7 +466,7 @@ def _record(s: Stratification) -> dict:
         provenance={k: m.provenance_[k] for k in settings}, rules=stood_on["rules"], checksum=stood_on["checksum"],
         table_checksum=stood_on["table"], notices=c.notices, alarms=alarms(s), **describe_place(m))
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #cbd388a1
+# %% ../../nbs/06_runs/09_stratify.ipynb #93be0622
 def start_stratify(
     folder,              # of image files, or an .npz file, or the name of a set
     out="report",        # the folder of the results
@@ -488,7 +489,16 @@ def stratify(folder, **given) -> Path: # the folder of the results
     for stage in STAGES: getattr(s, stage)()
     return s.finish()
 
-# %% ../../nbs/06_runs/09_stratify.ipynb #540ac5f9
+# %% ../../nbs/06_runs/09_stratify.ipynb #4309a2a4
+def figure(s: Stratification, name: str, draw): # an IPython Image; None: it failed
+    "A figure as a picture to show."
+    def work():
+        from IPython.display import Image
+        draw().savefig(png := io.BytesIO(), format="png", dpi=110, bbox_inches="tight")
+        return Image(png.getvalue())
+    return s.stages.attempt(name, work)
+
+# %% ../../nbs/06_runs/09_stratify.ipynb #8e10c76c
 def write_example(
     where,        # a folder
     n: int = 60,  # files

@@ -10,13 +10,13 @@ from conftest import images, interrupt, same_weights, tiny
 from sklearn.base import clone
 
 from medstrat.data.arrays import resize
+from medstrat.data.cohort.decoding import TINT
 from medstrat.data.hashing import seal
 from medstrat.data.images import ImageSet
 from medstrat.data.sources import forget_notices
 from medstrat.training.batches import ImageBatches
 from medstrat.training.checkpoints import read_checkpoint
 from medstrat.training.fitting import (
-    ROUNDING,
     CommonParameters,
     Fit,
     fingerprint,
@@ -121,11 +121,11 @@ def test_gray_stored_as_colour_is_gray_and_colour_is_refused(X, kind):
     a = tiny("VAE + k-means", image_size=None, network="mlp", epochs=1).fit(X)
     same = np.repeat(X[:6].astype(int), 3, -1)
     forget_notices()
-    with pytest.warns(UserWarning, match="three channels are read as gray"): assert (a.transform(of_kind(same)) == a.transform(X[:6])).all()
-    jpeg = np.clip(same + np.random.default_rng(0).integers(-ROUNDING // 2, ROUNDING // 2 + 1, same.shape), 0, 255)
-    assert np.abs(in_channels(of_kind(jpeg), 1) * (255 if kind == np.float32 else 1.) - X[:6]).max() <= ROUNDING / 2 + .51
+    with pytest.warns(UserWarning, match="three channels are read as gray"): assert np.allclose(a.transform(of_kind(same)), a.transform(X[:6]), atol=1e-5)
+    jpeg = np.clip(same + np.random.default_rng(0).integers(-TINT // 2, TINT // 2 + 1, same.shape), 0, 255)
+    assert np.abs(in_channels(of_kind(jpeg), 1) * (255 if kind == np.float32 else 1.) - X[:6]).max() <= TINT / 2 + .51
     tinted = same.copy()
-    tinted[-1, 3, 4] = [0, 0, ROUNDING + 1]      # one pixel of one image
+    tinted[-1, 3, 4] = [0, 0, TINT + 1]      # one pixel of one image
     with pytest.raises(ValueError, match="in colour, and gray was learned"): a.transform(of_kind(tinted))
 
 
