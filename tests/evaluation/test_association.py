@@ -5,10 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from sklearn.metrics import adjusted_mutual_info_score
+from sklearn.metrics import adjusted_mutual_info_score, balanced_accuracy_score
+from sklearn.model_selection import cross_val_predict
+from sklearn.naive_bayes import CategoricalNB
 
 from medstrat.data.images import ImageSet
-from medstrat.evaluation.association import NotComparable, associations, permutation_p
+from medstrat.evaluation.association import NotComparable, associations, guessed, permutation_p
 from medstrat.evaluation.measures import correlation_ratio, cramers_v
 
 
@@ -146,3 +148,80 @@ def test_lengths_and_one_cluster(table):
 def test_patients_who_cannot_be_exchanged_are_a_remark():
     found = associations([0, 1, 0, 1, 1, 0], {"view": [0, 1, 0, 1, 1, 0], "patient": [0, 0, 0, 1, 1, 2]}, patient="patient")
     assert found.loc["view", "remark"].startswith("left out: none of the 3 patients")
+
+
+# --- corrected p -------------------------------------------------------------------------------
+
+def test_corrected_p_is_what_benjamini_and_hochberg_say(table):
+    "Written out: the least of p·m/rank over all at least as large; rows that were not tested do not count"
+    k, t = table
+    found = associations(k, t, n_permutations=99)
+    p = found["p"].dropna().sort_values()
+    steps = p.to_numpy() * len(p) / np.arange(1, len(p) + 1)
+    by_hand = pd.Series([min(1, steps[i:].min()) for i in range(len(p))], p.index)
+    assert 4 <= len(p) < len(found)
+    np.testing.assert_allclose(found["p_corrected"].reindex(p.index), by_hand)
+    assert found["p_corrected"].isna().equals(found["p"].isna())
+
+
+def test_the_correction_keeps_its_promise():
+    "Ten columns of nothing, twenty times: hardly a table in which one is called; uncorrected, four in ten have one"
+    k, rng, least = np.arange(90) % 3, np.random.default_rng(0), []
+    for seed in range(20):
+        found = associations(k, pd.DataFrame(rng.random((90, 10))).add_prefix("x"), n_permutations=299, random_state=seed)
+        least.append(found[["p", "p_corrected"]].min().to_numpy())
+    plain, corrected = (np.array(least) <= .05).mean(0)
+    assert corrected <= .1 < .25 < plain
+
+
+# --- guessing ----------------------------------------------------------------------------------
+
+def test_guess_agrees_with_a_naive_bayes_of_equal_priors():
+    "The same rule by another hand; without smoothing, and with parts in which every category occurs"
+    rng = np.random.default_rng(0)
+    k = rng.choice(3, 3000, p=[.7, .2, .1])
+    c = np.where(rng.random(3000) < .4, k, rng.integers(5, size=3000))
+    bayes = CategoricalNB(alpha=1e-9, fit_prior=False)
+    theirs = balanced_accuracy_score(k, cross_val_predict(bayes, c[:, None], k, cv=5))
+    assert theirs > .5 and guessed(k, c) == pytest.approx(theirs, abs=.02)
+
+
+@pytest.mark.parametrize("weights", [[1, 1, 1], [20, 4, 1]])
+@pytest.mark.parametrize("draw", [lambda rng, n: rng.integers(4, size=n), lambda rng, n: rng.normal(size=n), lambda rng, n: np.where(rng.random(n) < .9, 0., 1.)])
+def test_chance_is_one_in_k(weights, draw):
+    scores = []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        scores.append(guessed(rng.choice(3, 300, p=np.array(weights) / sum(weights)), draw(rng, 300)))
+    assert abs(np.mean(scores) - 1 / 3) < 4 * np.std(scores) / np.sqrt(30) + .01
+
+
+def test_what_determines_the_cluster_guesses_it():
+    k = np.repeat([0, 1, 2], [200, 40, 10])
+    assert guessed(k, k) == guessed(k, k.astype(str)) == 1 and guessed(k, k * 1.) > .9
+    assert guessed(k, np.where(k == 2, 1., 0)) == pytest.approx(2 / 3)  # the rare cluster told from the rest
+
+
+def test_a_patient_seen_helps_no_guess():
+    "The column says who it is, the patient decides the cluster: guessed by images, not by patients"
+    rng = np.random.default_rng(0)
+    patient = np.repeat(np.arange(100), 5)
+    k = rng.integers(4, size=100)[patient]
+    number = patient + rng.normal(size=500) * .01  # all different, near its patient's
+    assert guessed(k, patient) == 1 and guessed(k, patient, patient) == pytest.approx(.25)
+    assert guessed(k, number) > .4 > .33 > guessed(k, number, patient)
+    assert np.isnan(guessed(k, k, np.zeros(500, int)))
+
+
+def test_guess_in_the_table(table):
+    k, t = table
+    found = associations(k, t, patient="patient", n_permutations=9)
+    assert found.loc["scanner", "predicts"] == 1 and found.loc["age", "predicts"] > .8 and found.loc["flag", "predicts"] < .5
+    assert (found["predicts_by_chance"].dropna() == 1 / 3).all() and found["predicts"].isna().equals(found["p"].isna())
+    only = t["age"].where(k < 2)
+    assert associations(k, {"age": only}, n_permutations=9).loc["age", "predicts_by_chance"] == .5  # of the clusters that have values
+
+
+@pytest.mark.parametrize("column, words", [([1., np.nan, 2.], "no value for 1 of 3"), ([1, 2], "one value an image")])
+def test_guess_refused(column, words):
+    with pytest.raises(ValueError, match=words): guessed([0, 1, 1], column)
