@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['is_dicom', 'check_tags', 'quiet', 'or_damaged', 'look_up', 'apply_window', 'stream_size', 'finite', 'read_dicom']
 
-# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #0d8df85e
+# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #dac91d16
 import sys
 import warnings
 import zlib
@@ -24,7 +24,7 @@ from ..names import did_you_mean
 
 if TYPE_CHECKING: from pydicom import Dataset
 
-# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #200b178f
+# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #a21c01d0
 def is_dicom(
     head:bytes, # the first 512 bytes of a file, or all of it
 ) -> bool:
@@ -37,10 +37,10 @@ def is_dicom(
     return (group in (2, 8) and element < 0x80 and length < 128
             and (group, element) < following and following[0] in (2, 8, 0x10))
 
-# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #1719ae12
+# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #25dba50a
 _TYPES = tuple(b"AE AS AT CS DA DS DT FD FL IS LO LT OB OW PN SH SL SS ST TM UI UL UN US UT".split())
 
-# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #27c7492c
+# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #1c092ce1
 def check_tags(
     tags:Sequence, # DICOM keywords
 ):
@@ -52,7 +52,7 @@ def check_tags(
         if set(dictionary_VR(keyword).split()) & {"SQ", "OB", "OW", "OF", "OD", "OL", "OV", "UN"}:
             raise ValueError(f"tags: {keyword!r} holds no text or number that fits into a table.")
 
-# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #96eef14b
+# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #5d398e54
 _check_once = lru_cache(check_tags)   # of thousands of files
 
 def _column(ds:"Dataset", keyword:str) -> str | int | float | None:
@@ -70,7 +70,7 @@ def _is_many(value) -> bool:
     from pydicom.multival import MultiValue
     return isinstance(value, MultiValue | list | tuple)
 
-# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #f20d4dff
+# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #e009a519
 _NEEDED = """SOPClassUID Rows Columns NumberOfFrames SamplesPerPixel PhotometricInterpretation PlanarConfiguration
     BitsAllocated BitsStored HighBit PixelRepresentation RescaleSlope RescaleIntercept ModalityLUTSequence
     WindowCenter WindowWidth VOILUTFunction VOILUTSequence TotalPixelMatrixColumns TotalPixelMatrixRows
@@ -101,7 +101,7 @@ def or_damaged(what:str) -> Iterator[None]:
     except MemoryError: raise Skipped("refused", "it needs more memory than there is") from None
     except Exception as fault: raise Skipped("damaged", f"{what} ({type(fault).__name__})") from None
 
-# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #17a6e44d
+# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #b455a40b
 def _header(data:bytes, tags:Sequence, most:int) -> "Dataset":
     "The entries that are needed or asked for; a deflated file is unpacked up to `most` bytes"
     from pydicom import dcmread
@@ -126,7 +126,7 @@ def _header(data:bytes, tags:Sequence, most:int) -> "Dataset":
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     return ds
 
-# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #cbec21e7
+# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #00614fd3
 def look_up(
     values:np.ndarray, # numbers, whole or nearly
     table:np.ndarray,  # what stands for them
@@ -135,7 +135,7 @@ def look_up(
     "Values through a table; those beyond its ends get its first and last entry"
     return table[np.clip(np.rint(values).astype(np.int64) - first, 0, len(table) - 1)]
 
-# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #0d03e2d1
+# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #58b893ac
 def _table(item:"Dataset", name:str="LUT", little:bool=True) -> tuple[np.ndarray, int, int]:
     "A table of the header: its entries, the number it begins with, the bits of an entry"
     n, first, bits = item[f"{name}Descriptor"].value
@@ -147,7 +147,7 @@ def _table(item:"Dataset", name:str="LUT", little:bool=True) -> tuple[np.ndarray
     if not 1 <= bits <= 16 or len(table) < n: raise ValueError("a table without entries")
     return table.astype(np.int32), int(first), int(bits)
 
-# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #17062e83
+# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #7d2a335b
 def _real(
     stored:np.ndarray,  # as decoded
     ends:tuple | None,  # of the stored bits; None: floats, which have none
@@ -163,12 +163,14 @@ def _real(
     if not (np.isfinite([slope, intercept]).all() and slope): raise ValueError("no slope")
     if ends is None: return stored * slope + intercept, None, ""
     low, high = sorted(slope * e + intercept for e in ends)
-    whole = slope.is_integer() and intercept.is_integer() and max(-low, high) < 2**31
-    values = (stored.astype(np.int64) * int(slope) + int(intercept) if whole
-              else stored * slope + intercept)
-    return values, (low, high), "" if (slope, intercept) == (1, 0) else "slope and intercept"
+    if (slope, intercept) == (1, 0): return stored, (low, high), ""
+    if slope.is_integer() and intercept.is_integer() and max(-low, high) < 2**31:
+        small = stored.dtype.itemsize < 4 and abs(slope) < 2**12 and abs(intercept) < 2**30
+        values = stored.astype(np.int32 if small else np.int64) * int(slope) + int(intercept)
+    else: values = stored * slope + intercept
+    return values, (low, high), "slope and intercept"
 
-# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #4d33db01
+# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #de9fe115
 def apply_window(
     values:np.ndarray,  # after the modality's rescaling
     centre:float,
@@ -186,7 +188,7 @@ def apply_window(
     else: gray = (v - (centre - .5)) / (width - 1) + .5
     return np.clip(gray, 0, 1).astype(np.float32)
 
-# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #82378241
+# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #ef9b1f48
 def _shown(look:Callable, little:bool, notes:list) -> Callable | None:
     "values → 32-bit floats in [0, 1], as the file asks to be shown; None where it does not"
     def first(values, what):
@@ -212,7 +214,7 @@ def _turned(pixels:np.ndarray, show:Callable, turn:float | None) -> np.ndarray:
     "What `show` makes of the pixels of a picture; `turn`: they had been mirrored, by turn − v"
     return show(pixels) if turn is None else 1 - show(turn - pixels)
 
-# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #583f7e0a
+# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #00601d38
 def _looker(ds:"Dataset") -> Callable: # keyword → value, or None
     "Header entries as they hold for the first frame"
     places = [ds]
@@ -221,7 +223,7 @@ def _looker(ds:"Dataset") -> Callable: # keyword → value, or None
             if ds.get(groups) and (items := ds[groups][0].get(group)): places.insert(0, items[0])
     return lambda keyword: next((v for p in places if (v := p.get(keyword)) is not None), None)
 
-# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #dac5c8dd
+# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #a56a55e6
 def _is_image(ds:"Dataset", rules:Rules) -> tuple[int, int, int, int]: # rows, columns, frames, samples
     "The size of the picture; `Skipped` where there is none, or one that is too large"
     uid = ds.get("SOPClassUID") or ds.file_meta.get("MediaStorageSOPClassUID")
@@ -238,7 +240,7 @@ def _is_image(ds:"Dataset", rules:Rules) -> tuple[int, int, int, int]: # rows, c
         raise Skipped("refused", "a slide in tiles, of which one would stand for all; export an overview of it")
     return rows, columns, frames, samples
 
-# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #fead1f2a
+# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #a436b06f
 def stream_size(
     frame:bytes, # of pixel data, compressed
 ) -> tuple[int, int, int, int] | None: # columns, rows, channels, bits; None: no such stream
@@ -257,7 +259,7 @@ def stream_size(
         at += 1 if mark == 0xFF else 2 + length
     return None
 
-# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #1c2e4b78
+# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #df410d30
 def _agrees(ds:"Dataset", syntax, rows:int, columns:int, samples:int):
     "`Skipped` for a compressed frame that is not what the header announces"
     from pydicom.encaps import get_frame
@@ -292,7 +294,7 @@ def _plugins(syntax, bits:int, samples:int) -> list[str]:
     both = there[:2] == ["pillow", "pylibjpeg"]   # JPEG 2000: the one reads what the other finds broken
     return there[:1 + both]
 
-# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #5841f404
+# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #3ca9900b
 def _decoded(ds:"Dataset", rows:int, columns:int, samples:int) -> tuple[np.ndarray, str]:
     "The first frame, and its photometric interpretation then"
     from pydicom.pixels import get_decoder
@@ -313,7 +315,7 @@ def _decoded(ds:"Dataset", rows:int, columns:int, samples:int) -> tuple[np.ndarr
             break
     return pixels, str(found["photometric_interpretation"])
 
-# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #cc8d2645
+# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #39bc6756
 def _palette(ds:"Dataset", stored:np.ndarray, little:bool) -> np.ndarray: # H×W×3, uint8
     if "SegmentedRedPaletteColorLookupTableData" in ds: raise Skipped("unsupported", "a palette in segments")
     tables = [_table(ds, f"{c}PaletteColorLookupTable", little) for c in ("Red", "Green", "Blue")]
@@ -330,7 +332,7 @@ def _colours(ds:"Dataset", pixels:np.ndarray, kind:str, notes:list) -> Picture:
     if bits == 8: return Picture(pixels.astype(np.uint8), notes=notes)
     return Picture(pixels, bits, 0, 2**bits - 1, notes=notes)
 
-# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #b5812a3c
+# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #d6d486b2
 def finite(
     values:np.ndarray,
     notes:list, # gets a remark where something was changed
@@ -342,7 +344,7 @@ def finite(
     notes.append("values that are no number set to the least one")
     return np.where(good, values, values[good].min())
 
-# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #f88fe159
+# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #263f853b
 def _gray(ds:"Dataset", stored:np.ndarray, kind:str, little:bool, notes:list) -> Picture:
     "A gray picture, high is bright"
     look, floats = _looker(ds), stored.dtype.kind == "f"
@@ -360,15 +362,15 @@ def _gray(ds:"Dataset", stored:np.ndarray, kind:str, little:bool, notes:list) ->
     if kind == "MONOCHROME1":
         notes.append("MONOCHROME1: mirrored")
         turn = sum(ends) if ends else 0
-        values = turn - values
+        values = turn - (values.astype(np.int64) if values.dtype.kind in "iu" else values)
     if plain: return Picture(values.astype(np.uint8), notes=notes)
-    whole = values.dtype.kind == "i" and np.abs(values).max() < 2**31
+    whole = values.dtype.kind in "iu" and (values.dtype.itemsize < 4 or -2**31 <= values.min() <= values.max() < 2**31)
     values = values.astype(np.int32 if whole else np.float32)
-    if not np.isfinite(values).all(): raise ValueError("a slope beyond all values")
+    if not whole and not np.isfinite(values).all(): raise ValueError("a slope beyond all values")
     low, high = ends or (None, None)
     return Picture(values, bits or None, low, high, show and partial(_turned, values, show, turn), notes)
 
-# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #0c7c6e96
+# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #394fc748
 def read_dicom(
     data:bytes,    # of a file
     rules:Rules,   # of it: max_pixels and tags

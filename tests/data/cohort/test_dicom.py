@@ -148,6 +148,22 @@ def test_32_bits():
     assert picture.pixels.dtype == np.float32 and (picture.low, picture.high) == (0, 2**32 - 1)
     np.testing.assert_allclose(picture.pixels, deep)
 
+@pytest.mark.parametrize("slope, intercept", [(2**12, 2**30), (2**11, -2**30), (1, 2**31 - 70000), (-2**15, 5), (2**20, 0), (1e38, 0)])
+def test_large_slopes_do_not_wrap_round(slope, intercept):
+    real = SIGNED.astype(float) * slope + intercept
+    for photometric in ("MONOCHROME2", "MONOCHROME1"):
+        data = written(SIGNED, RescaleSlope=slope, RescaleIntercept=intercept, PhotometricInterpretation=photometric)
+        if slope == 1e38: assert skipped(data)[0] == "damaged"
+        else:
+            picture = read_dicom(data, RULES)
+            np.testing.assert_allclose(picture.pixels, real if photometric == "MONOCHROME2" else picture.low + picture.high - real, rtol=1e-6)
+
+def test_numbers_beyond_the_stored_bits_are_noted():
+    Image.fromarray(RAMP).save(stream := io.BytesIO(), "jpeg2000", irreversible=False)
+    picture = read_dicom(compressed(stream.getvalue(), JPEG2000Lossless, RAMP, BitsStored=8), RULES)
+    np.testing.assert_array_equal(picture.pixels, RAMP)
+    assert picture.deep and "numbers beyond the stored bits" in picture.notes
+
 def test_overlays_do_not_show():
     ds = dataset(RAMP, BitsStored=12)
     ds.add_new((0x6000, 0x3000), "OW", bytes([255] * 32))
