@@ -173,6 +173,12 @@ def run(
     group: Annotated[str | None, _option(
         "The column that a split made here must not tear apart; else the patient, if there is one."
         " False: none.")] = None,
+    table: Annotated[str | None, _option("For a folder of image files: the CSV, Excel or Parquet"
+                                         " table that describes them.")] = None,
+    key: Annotated[str | None, _option("The table's column that names the files; else the one"
+                                       " that fits.")] = None,
+    reading: Annotated[str | None, _option("Rules for reading the files, such as"
+                                           " '{levels: range, size: 128}'.")] = None,
     out: Annotated[Path, _option("Where the run's folder goes.")] = Path("runs"),
     data_dir: Annotated[Path | None, _option("Where data sets are; else the variable"
                                              " MEDSTRAT_DATA, else a cache folder.")] = None,
@@ -180,7 +186,8 @@ def run(
                                                    " repeated.", "--parameter", "-p")] = None,
 ):
     "Fit one method to one data set, score it; a folder holds report, figures, scores and model."
-    words = dict(model=model, dataset=dataset, seed=seed, preset=preset, on=on, target=target)
+    words = dict(model=model, dataset=dataset, seed=seed, preset=preset, on=on, target=target,
+                 table=table, key=key, reading=reading)
     with kernel() as manager:
         from medstrat.runs.requests import read_scalar
         words["group"] = read_scalar(group) if group else None

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Place', 'Parts', 'Source', 'row', 'register_source', 'forget_source', 'list_sources', 'find_source', 'notice',
-           'forget_notices', 'load_dataset', 'list_datasets']
+           'forget_notices', 'with_options', 'load_dataset', 'list_datasets']
 
 # %% ../../nbs/00_data/08_sources.ipynb #139e08da
 import hashlib
@@ -35,6 +35,7 @@ class Place:
     path: Path|None = None  # file or folder that was given; None: the source knows where to look
     size: int|None = None   # which of several files, by pixels a side; None: there is no choice
     data_dir: Any = None    # data folder that was given; None: the usual ones
+    how: dict = field(default_factory=dict)  # options that its source takes, and what was given
 
     def read(self, image_size:int|None=None, download:bool=True): # -> Parts, see below
         "The images"
@@ -51,6 +52,9 @@ class Parts:
     notices: list = field(default_factory=list)  # remarks on where the data came from
     group: str|None = None     # column that a split keeps whole; None: patient, if there is one
     path: Path|None = None     # file or folder that was read; None: embedded, or made
+    checksum: str|None = None  # of the content, where the source knows one; None: is computed
+    files: pd.DataFrame|None = None # what became of each file of a folder, see `Splits`
+    reading: dict|None = None       # and the rules by which they were read
 
     @property
     def sets(self) -> dict: # {"train": ImageSet, "val": ImageSet or None, "test": ImageSet or None}
@@ -63,6 +67,8 @@ class Source:
     order: int = 50         # who is asked first: 0…30 known sets, 80 files, 90… folders
     listed: int|None = None # place in the list of sets; None: that of `order`
     reads: str = ""         # what path it takes, for messages: "an .npz file", "a folder with …"
+    options: tuple = ()     # arguments of load_dataset that it takes: "table", "key", "reading", …
+    last: bool = False      # take a path only when no other source does?
 
     def known(self, data_dir=None) -> list: # of str
         "Names to suggest to somebody who mistyped one"
@@ -72,6 +78,10 @@ class Source:
         "The set of this name, in any spelling; None: not mine. ValueError: mine, but unusable"
         known = next((n for n in self.names if plain(n) == plain(name)), None)
         return None if known is None else Place(self, known, data_dir=data_dir)
+
+    def is_called(self, name:str) -> bool:
+        "Is this a name of one of its sets, in any spelling?"
+        return plain(name) in map(plain, self.names)
 
     def at(self, path:Path) -> Place|None:
         "The set in this file or folder; None, or a ValueError that says what is lacking: not mine"
@@ -145,10 +155,14 @@ def _as_path(name): # -> Path or None
 # %% ../../nbs/00_data/08_sources.ipynb #309137b7
 def _by_path(path:Path) -> Place:
     "The set in a file or folder; ValueError when no source reads it, or several do"
-    places, why, holds = [], [], contents(path) if path.is_dir() else ""
-    for source in list_sources():
+    places, why = list[Place](), list[str]()
+    holds, named = contents(path) if path.is_dir() else "", False
+    for source in sorted(list_sources(), key=lambda s: s.last):
+        if source.last and (places or named): break
         try: place = source.at(path)
-        except ValueError as e: why.append(str(e).removesuffix(holds).strip())
+        except ValueError as e:
+            why.append(str(e).removesuffix(holds).strip())
+            named = named or source.is_called(path.name)
         else: places += [place] if place else []
     if len(places) == 1 or places and not path.is_dir(): return places[0]
     if places:
@@ -228,7 +242,8 @@ def _complete(parts:Parts, group, carve_val:bool) -> Splits:
 
 # %% ../../nbs/00_data/08_sources.ipynb #94745898
 def _checksum(parts:Parts) -> str: # SHA-256, 64 hexadecimal digits
-    "Of the file, or else (embedded, made, or from a folder) of the images and tables of all parts"
+    "The source's; or of the file; or else (embedded, made) of the images and tables of all parts"
+    if parts.checksum is not None: return parts.checksum
     if parts.path is not None and parts.path.is_file():
         with open(parts.path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
     total = hashlib.sha256()
@@ -238,6 +253,18 @@ def _checksum(parts:Parts) -> str: # SHA-256, 64 hexadecimal digits
         total.update(head.encode())
         total.update(np.ascontiguousarray(s.images).data)
     return total.hexdigest()
+
+# %% ../../nbs/00_data/08_sources.ipynb #9ee0baa1
+def with_options(
+    place:Place,
+    name,      # as it was given, for the message
+    how:dict,  # {option: value}; what is None was not given
+) -> Place:
+    "The place, with the options that were given; ValueError for those that its source does not take"
+    given = {k: v for k, v in how.items() if v is not None}
+    if foreign := [k for k in given if k not in place.source.options]: raise ValueError(
+        f"{foreign[0]}=… belongs to a folder of image files; {name!r} is none. Leave it out, or give the path of one.")
+    return replace(place, how=place.how | given) if given else place
 
 # %% ../../nbs/00_data/08_sources.ipynb #d1d5b336
 def load_dataset(
@@ -250,19 +277,25 @@ def load_dataset(
     group=None,            # column that a split keeps whole; None: the set's own; False: none
     target:str|None=None,  # column to use as the label instead; text is coded in sorted order
     carve_val:bool=False,  # where there is no validation split: set aside a tenth of train
+    table=None,            # of a folder of image files: CSV, Excel or Parquet that describes them
+    key:str|None=None,     # its column that names the files; None: the one that fits
+    reading=None,          # Rules, or a dictionary of some: how files become pictures
+    max_failed:float|None=None, # share of unreadable files that ends the reading; None: .05
 ) -> Splits: # parts that do not exist are None; `notices` tell what differs from the published set
     "Load a named set. ValueError: unknown name, unusable file; FileNotFoundError: nothing to load"
-    place = find_source(name, size, data_dir)
+    how = dict(table=table, key=key, reading=reading, max_failed=max_failed)
+    place = with_options(find_source(name, size, data_dir), name, how)
     if size != 28 and place.size is None:
         raise ValueError(f"size={size} chooses a file of MedMNIST; {name!r} is none."
                          f" To resize: image_size={size}.")
     parts = place.read(image_size, download)
     path, checksum, sets = parts.path, _checksum(parts), parts.sets
     if image_size is not None: sets = {p: s and s.resize(image_size) for p, s in sets.items()}
-    if target is not None: sets = parts_with_target(sets, target)
+    if target is not None: sets = parts_with_target(sets, target, gaps=parts.files is not None)
     splits = _complete(replace(parts, **sets), parts.group if group is None else group, carve_val)
     source = None if path is None else str(path.expanduser().resolve())
-    return replace(splits, source=source, checksum=checksum)
+    return replace(splits, source=source, checksum=checksum, files=parts.files,
+                   reading=parts.reading)
 
 # %% ../../nbs/00_data/08_sources.ipynb #a76f239a
 def list_datasets(

@@ -26,6 +26,8 @@ class Splits:
     notices: tuple = ()  # remarks on where the data came from, one text each
     source: str|None = None   # absolute path of file or folder; None: embedded, or made by hand
     checksum: str|None = None # SHA-256 of the content, before any resizing; None: made by hand
+    files: pd.DataFrame|None = None # what became of each file, where the set is a folder of files
+    reading: dict|None = None       # and by which rules they were read
 
     def __post_init__(self):
         for part in self.split_names:
@@ -60,12 +62,19 @@ class Splits:
         return replace(self, **parts_with_target(parts, column))
 
 # %% ../../nbs/00_data/03_splits.ipynb #d2c8ba4a
-def parts_with_target(sets:dict, column:str) -> dict: # the same keys
+def parts_with_target(
+    sets:dict,       # {part: ImageSet or None}
+    column:str,      # of their tables
+    gaps:bool=False, # give images without a value the code −1 and the class "no label"
+) -> dict: # the same keys
     "Parts (`ImageSet` or None) with `column` as their label; a code means one class in all of them"
     parts = {p: s for p, s in sets.items() if s is not None}
     if all(s.target == column for s in parts.values()): return sets
     values = pd.concat([s.column(column) for s in parts.values()], ignore_index=True)
-    codes, classes = _codes(values, column)
+    lost = _gaps(values) if gaps else pd.Series(False, values.index)
+    codes = np.full(len(values), -1)
+    codes[~lost], classes = _codes(values[~lost].infer_objects(), column)
+    if lost.any(): classes = {-1: "no label"} | classes
     ends = np.cumsum([len(s) for s in parts.values()])
     return sets | {
         p: s.but(table=s.table.assign(**{column: c}), target=column, classes=classes)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..data.cohort.tables import write_csv
 from ..data.sources import load_dataset
 from ..data.splits import Splits
 from ..evaluation.association import associations
@@ -102,7 +103,8 @@ def _assignments(run: Run) -> pd.DataFrame:
 def _associate(run: Run, assigned: pd.DataFrame):
     "The clusters of the scored images with each further column."
     scored = assigned[assigned.split.isin(run.request.on.split("+"))].reset_index(drop=True)
-    columns = scored.drop(columns=["split", "index", "label", "cluster"])
+    ours = ["split", "index", "label", "cluster"] + ["file"] * (run.splits.files is not None)
+    columns = scored.drop(columns=ours)
     patient = "patient" if "patient" in columns and columns.patient.notna().all() else None
     work = lambda: associations(scored.cluster, columns, patient=patient, random_state=run.model.random_state_)
     run.associations = run.attempt("associations", work)
@@ -127,7 +129,7 @@ def _asked(run: Run) -> dict:
     return dict(
         protocol=PROTOCOL, model=model.name, dataset=splits.name, source=splits.source,
         checksum=splits.checksum, preset=model.preset, seed=run.request.seed,
-        parameters=run.request.words(), settings=settings,
+        reading=splits.reading, parameters=run.request.words(), settings=settings,
         provenance={k: model.provenance_[k] for k in settings},
     )
 
@@ -176,7 +178,8 @@ def _score(run: Run, clock: Clock) -> Run:
     clock("embed")
     _evaluate(run)
     assigned = _assignments(run)
-    assigned.to_csv(run.partial / "assignments.csv", index=False)
+    write_csv(assigned, run.partial / "assignments.csv")
+    if run.splits.files is not None: write_csv(run.splits.files, run.partial / "files.csv")
     _associate(run, assigned)
     clock("evaluate")
     _count_labels(run)
@@ -203,15 +206,19 @@ def start_run(
     out="runs",      # where the folder goes
     folder=None,     # the folder itself, instead: new, or one that claim_folder gave
     data_dir=None,   # where to look for data sets
+    table=None,      # of a folder of image files: CSV, Excel or Parquet that describes them
+    key=None,        # its column that names the files; None: the one that fits
+    reading=None,    # reading rules that differ from the usual ones, as a dictionary
     **parameters,    # hyper-parameters of the method
 ) -> Run:
     "Load, fit, embed, score. Unknown names, bad values, impossible folders fail before that."
-    request = Request(model, dataset, seed, preset, on, parameters, data_dir, target, group)
+    request = Request(model, dataset, seed, preset, on, parameters, data_dir, target, group,
+                      table, key, reading)
     estimator, clock = request.estimator(), Clock()
     if folder is None: folder = claim_folder(out, run_name(request, estimator))
     else: folder = _take(Path(folder))
     try:
-        splits = load_dataset(request.dataset, data_dir=data_dir, target=target, group=group)
+        splits = load_dataset(request.dataset, **request.data())
         if "val" in request.on and splits.val is None: raise ValueError(
             f"on={on!r}, but {splits.name} has no validation split. Score on='test'.")
         clock("load")

@@ -9,11 +9,13 @@ __all__ = ['read_scalar', 'read_value', 'Request', 'run_name', 'partial', 'claim
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 
-from ..data.sources import find_source
+from ..data.sources import find_source, with_options
+from ..data.cohort.rules import Rules
 from ..data.names import match_name
 from ..training.parameters import parameters
 from ..training.presets import CHAINS, resolve
@@ -80,25 +82,46 @@ class Request:
     target: str | None = None  # column to use as the label; None: the set's own
     # column that a split made here keeps whole; None: that of the set, else patient; False: none
     group: object = None
+    table: str | None = None   # of a folder of image files: CSV, Excel or Parquet
+    key: str | None = None     # its column that names the files; None: the one that fits
+    reading: Any = None        # reading rules that differ from the usual ones, as a dictionary
+    side: int | None = field(default=None, init=False)  # of the images that the method works with
 
     def estimator(self):
         "The estimator, with everything checked; ValueError for what is unknown or does not fit."
         cls, self.dataset = get_method(str(self.model)), str(self.dataset)
         given = _given(cls, self.parameters)
-        find_source(self.dataset, data_dir=self.data_dir)
+        self._check_data()
         self.preset = match_name(self.preset, list(CHAINS), "preset")
         self.on = match_name(self.on, ["test", "val", "val+test"], "split to score (on)")
         model = cls(**given, preset=self.preset, random_state=_whole(self.seed))
         settings, _ = resolve(model)
         cls.method.check(settings)
+        self.side = getattr(settings, "image_size", None)
         known = [k for k in given if k not in parameters(cls, "machine")]
         self.parameters = {k: getattr(settings, k) for k in known}
         return model
 
-    def words(self) -> dict: # parameters, target, group
+    def _check_data(self):
+        "Is there such a set, and does it take what was said of it?"
+        self.reading = read_value(self.reading, "reading")
+        if not isinstance(self.reading, (dict, type(None))): raise ValueError(
+            f"reading={self.reading!r} must be a dictionary, such as {{levels: range, size: 128}}.")
+        Rules.from_dict(self.reading or {})
+        self.place = with_options(find_source(self.dataset, data_dir=self.data_dir), self.dataset,
+                                  dict(table=self.table, key=self.key, reading=self.reading))
+
+    def data(self) -> dict: # arguments for load_dataset, after `estimator`
+        "How the set is loaded."
+        words = dict(data_dir=self.data_dir, target=self.target, group=self.group)
+        if "reading" not in self.place.source.options: return words
+        size = {} if self.side is None else dict(size=self.side)
+        return words | dict(table=self.table, key=self.key, reading=size | (self.reading or {}))
+
+    def words(self) -> dict: # parameters, target, group, table, key, reading
         "What differs from the preset, and from the set as it is."
-        chosen = dict(target=self.target, group=self.group)
-        return self.parameters | {k: v for k, v in chosen.items() if v is not None}
+        names = "target", "group", "table", "key", "reading"
+        return self.parameters | {k: v for k in names if (v := getattr(self, k)) is not None}
 
 # %% ../../nbs/06_runs/00_requests.ipynb #600520ff
 def run_name(request: Request, estimator) -> str:
@@ -107,7 +130,8 @@ def run_name(request: Request, estimator) -> str:
     parts = [plain(estimator.name).replace("+", "-"), plain(Path(str(request.dataset)).stem),
              plain(estimator.preset), f"seed{request.seed}"]
     if request.on != "test": parts.append(f"on-{plain(request.on)}")
-    parts += [plain(f"{k}={v}") for k, v in sorted(request.words().items())]
+    said = {k: Path(v).name if k == "table" else v for k, v in request.words().items()}
+    parts += [plain(f"{k}={v}") for k, v in sorted(said.items())]
     name = "-".join(parts)
     if len(name.encode()) <= 150: return name
     checksum = hashlib.sha256(name.encode()).hexdigest()[:8]

@@ -120,6 +120,9 @@ def test_a_column_as_the_label():
     with pytest.raises(TypeError, match=r"'age' holds measurements \(such as 0.5\).*pandas.cut"): parts_with_target(sets, "age")
     with pytest.raises(ValueError, match="'gap' has no value for 2 of 40 images"): parts_with_target(sets, "gap")
     assert Splits("x", **sets).with_target("ward").test.classes == made["test"].classes
+    lost = parts_with_target(sets, "gap", gaps=True)
+    assert lost["train"].classes == {-1: "no label", 0: "a", 1: "b"} and lost["train"].labels[:3].tolist() == [-1, 0, 1] and lost["test"].labels[-1] == -1
+    assert parts_with_target(sets, "ward", gaps=True)["train"].classes == made["train"].classes
 
 
 def test_groups_and_their_column():
