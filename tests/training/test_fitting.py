@@ -9,14 +9,18 @@ import torch
 from conftest import images, interrupt, same_weights, tiny
 from sklearn.base import clone
 
+from medstrat.data.arrays import resize
 from medstrat.data.hashing import seal
 from medstrat.data.images import ImageSet
+from medstrat.data.sources import forget_notices
 from medstrat.training.batches import ImageBatches
 from medstrat.training.checkpoints import read_checkpoint
 from medstrat.training.fitting import (
+    ROUNDING,
     CommonParameters,
     Fit,
     fingerprint,
+    in_channels,
     set_name,
     settle_seed,
     sized,
@@ -91,12 +95,46 @@ def test_image_size_brings_all_images_to_one_size():
     assert a.image_shape_ == (12, 12, 1) and a.predict(images(5, 40, width=20)).shape == (5,)
 
 
-def test_another_shape_is_refused(X):
+def test_another_shape_is_resized_with_a_notice_or_refused(X):
     a = tiny("VAE + k-means", image_size=None, network="mlp", epochs=1).fit(X)
-    with pytest.raises(ValueError, match=r"fitted on images of shape .*\(16, 16, 1\).*\(8, 8, 1\).*image_size"): a.predict(images(5, 8))
+    forget_notices()
+    with pytest.warns(UserWarning, match="8×8 pixels are resized to 16×16, the size that VAEKMeans was fitted on") as said:
+        got = [a.predict(images(5, 8)) for _ in range(2)]
+    assert len(said) == 1 and (got[0] == a.predict(resize(images(5, 8), 16))).all()
     with pytest.raises(ValueError, match="2-D"): a.predict(X[0, ..., 0])
-    for other in (images(20, channels=3), images(20, 10)):
-        with pytest.raises(ValueError, match=r"\(16, 16, 1\)"): clone(a).fit(X, validation=other)
+    with pytest.raises(ValueError, match=r"\(16, 16, 1\), but got \(16, 16, 3\).*gray was learned"): clone(a).fit(X, validation=images(20, channels=3))
+    oblong = tiny("VAE + k-means", image_size=None, network="mlp", epochs=1).fit(images(20, 16, width=12))
+    with pytest.raises(ValueError, match=r"fitted on images of shape .*\(16, 12, 1\).*\(16, 16, 1\).*image_size"): oblong.predict(X)
+
+
+@pytest.mark.filterwarnings("error")
+def test_where_a_size_was_asked_for_nothing_is_said():
+    forget_notices()
+    a = tiny(image_size=12, epochs=1).fit(images(30, 16))
+    a.predict(images(5, 16))
+    a.predict(images(5, 40))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_gray_stored_as_colour_is_gray_and_colour_is_refused(X, kind):
+    of_kind = lambda x: x.astype(np.uint8) if kind == np.uint8 else (x / 255).astype(np.float32)
+    a = tiny("VAE + k-means", image_size=None, network="mlp", epochs=1).fit(X)
+    same = np.repeat(X[:6].astype(int), 3, -1)
+    forget_notices()
+    with pytest.warns(UserWarning, match="three channels are read as gray"): assert (a.transform(of_kind(same)) == a.transform(X[:6])).all()
+    jpeg = np.clip(same + np.random.default_rng(0).integers(-ROUNDING // 2, ROUNDING // 2 + 1, same.shape), 0, 255)
+    assert np.abs(in_channels(of_kind(jpeg), 1) * (255 if kind == np.float32 else 1.) - X[:6]).max() <= ROUNDING / 2 + .51
+    tinted = same.copy()
+    tinted[-1, 3, 4] = [0, 0, ROUNDING + 1]      # one pixel of one image
+    with pytest.raises(ValueError, match="in colour, and gray was learned"): a.transform(of_kind(tinted))
+
+
+def test_gray_becomes_equal_channels_where_colour_was_learned():
+    x = images(30, channels=3)
+    a = tiny("VAE + k-means", image_size=None, network="mlp", epochs=1).fit(x)
+    forget_notices()
+    with pytest.warns(UserWarning, match="gray ones become three equal channels"):
+        assert (a.transform(x[..., :1]) == a.transform(np.repeat(x[..., :1], 3, -1))).all()
 
 
 def test_kinds_of_random_state(X):

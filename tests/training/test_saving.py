@@ -114,3 +114,15 @@ def test_what_counts_is_in_the_digest():
     other = (dict(a=two["b"], b=two["a"]), dict(two, a=two["a"].double()), dict(two, a=two["a"][None]), dict(a=two["a"]), dict(two, c=torch.zeros(0)))
     assert len({tensors_digest(t, "") for t in (two, *other)} | {tensors_digest(two, "text")}) == 7
     assert tensors_digest(dict(reversed(two.items())), "") == tensors_digest(two, "")
+
+
+def test_how_files_were_read_and_what_the_images_were_like_travel_with_a_model(X, tmp_path):
+    a = tiny(epochs=1).fit(X)
+    a.save(tmp_path / "without")
+    a.reading_, a.reference_ = dict(size=16, levels="window", low=-1.5, high=2.0), dict(sizes=[30, 30])
+    a.save(tmp_path / "with")
+    without, with_ = (load_model(tmp_path / name) for name in ("without", "with"))
+    assert (without.reading_, without.reference_) == (None, None)
+    assert (with_.reading_, with_.reference_) == (a.reading_, a.reference_)
+    _rewrite(tmp_path / "with", lambda h, t: (h.pop("reading"), h.pop("reference")))     # as written before there were any
+    assert load_model(tmp_path / "with").reading_ is None
