@@ -6,13 +6,14 @@
 __all__ = ['LAYOUT', 'FEW', 'CRASH', 'COLOURS', 'cohorts_folder', 'store_folder', 'Unreadable', 'too_many', 'Stored', 'read_all',
            'forget']
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #48a3f1b6
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #09b8826a
 import errno
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from .listing import Found
 from .rules import FAILURES, Rules, Skipped
 from ..sources import notice
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #0fd57e33
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #fbe84dd8
 def cohorts_folder(
     cache_dir=None, # str or Path; None: the platform's cache folder
 ) -> Path:
@@ -48,7 +49,7 @@ def store_folder(
 
 LAYOUT = 1  # of the files below; another number, and all cohorts are read anew
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #23f95f44
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #ee7a9b86
 def _keys(folder, found:list) -> dict: # {key: Found}
     "The files of a cohort under names that tell nothing"
     root = os.path.realpath(folder)
@@ -56,14 +57,15 @@ def _keys(folder, found:list) -> dict: # {key: Found}
 
 def _stamp(f:Found) -> list:
     "Changes when the file does; the header of a pair (.hdr) has the stamp of its voxels, too"
-    stamp, voxels = [f.size, *f.stamp], Path(f.path).with_suffix(".img")
-    if Path(f.path).suffix.lower() != ".hdr" or not voxels.exists(): return stamp
-    s = voxels.stat()
+    stamp = [f.size, *f.stamp]
+    if not f.name.lower().endswith(".hdr"): return stamp
+    try: s = Path(f.path).with_suffix(".img").stat()
+    except OSError: return stamp
     return [*stamp, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino]
 
 def _private(path, flags): return os.open(path, flags, 0o600)
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #f2ed2a06
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #703d533e
 def _attempt(f:Found, rules:Rules) -> tuple: # (part of a record, pictures)
     "Decode one file; what goes wrong becomes its reason"
     try: d = decode(f.path, rules)
@@ -77,7 +79,7 @@ def _attempt(f:Found, rules:Rules) -> tuple: # (part of a record, pictures)
 def _file_sum(path) -> str: # SHA-256
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #b0e84b86
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #18894dfc
 def _record(key:str, f:Found, **known) -> dict:
     "What the journal keeps of a file"
     empty = dict(kind=None, reason=None, facts=None, shown=None, sha256=None, channels=None, pictures=0, place=None)
@@ -96,7 +98,7 @@ def _read_batch(tasks:list, rules:Rules) -> tuple: # (records, {channels: bytes}
         if pictures: blocks[part["channels"]] += [p.tobytes() for p in pictures]
     return records, {c: b"".join(b) for c, b in blocks.items()}
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #519fa947
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #d7c4a3ec
 FEW = 200  # files that this process reads itself
 
 def _chunks(tasks:list) -> list: # of lists
@@ -115,15 +117,16 @@ def _in_processes(chunks:list, rules:Rules, n_jobs:int) -> Iterator:
         pool = Parallel(n_jobs, return_as="generator", batch_size=1, pre_dispatch="2*n_jobs")
     return pool(delayed(_read_batch)(c, rules) for c in chunks)
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #e8ae527a
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #fcd28437
 def _surely(chunks:list, rules:Rules, n_jobs:int) -> Iterator:
     "Like `_in_processes`; a file that ends the process which reads it counts as damaged"
     from joblib.externals.loky.process_executor import TerminatedWorkerError
-    done = 0
+    done, results = 0, _in_processes(chunks, rules, n_jobs)
     try:
-        for done, result in enumerate(_in_processes(chunks, rules, n_jobs), 1): yield result
+        for done, result in enumerate(results, 1): yield result
         return
     except TerminatedWorkerError: rest = chunks[done:]
+    finally: _stop(results)
     if len(rest) == 1 and len(rest[0]) == 1:
         (key, f, _), = rest[0]
         yield [_record(key, f, kind="damaged", reason=CRASH)], {1: b"", 3: b""}
@@ -133,6 +136,12 @@ def _surely(chunks:list, rules:Rules, n_jobs:int) -> Iterator:
     else:
         for chunk in rest[:2*n_jobs]: yield from _surely([chunk], rules, n_jobs)
         if rest[2*n_jobs:]: yield from _surely(rest[2*n_jobs:], rules, n_jobs)
+
+def _stop(results:Iterator):
+    "End what is still being read, without joblib's remark on it"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        results.close()  # type: ignore[attr-defined]
 
 CRASH = "reading it ended the process that read it: a fault of the decoder, or too little memory"
 
@@ -144,7 +153,7 @@ def _batches(tasks:list, rules:Rules, n_jobs:int|None) -> Iterable:
     if n > 1 and not few: return _surely(_chunks(tasks), rules, n)
     return (_read_batch(c, rules) for c in ([[t] for t in tasks] if few else _chunks(tasks)))
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #87542122
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #277c66fd
 COLOURS = {1: "gray", 3: "rgb"}  # by the number of channels
 
 class _Journal:
@@ -198,7 +207,7 @@ class _Journal:
         line = json.dumps(entry).encode() + b"\n"
         with open(self.path, mode, opener=_private) as f: f.write(line)
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #ce42852a
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #2b09e902
 def _finished(where:Path): # -> dict or None
     "What `meta.json` says, and the records by key; None: there is no store that is whole"
     try:
@@ -231,7 +240,7 @@ def _sweep(where:Path, meta:dict):
     for p in where.iterdir():
         if p.name not in kept: p.unlink(missing_ok=True)
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #2b71c3b1
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #9b7120d3
 @contextmanager
 def _alone(where:Path):
     "Nobody else reads this cohort meanwhile"
@@ -246,7 +255,7 @@ def _alone(where:Path):
     try: yield
     finally: lock.release()
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #c465ffc1
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #6749cbc9
 @contextmanager
 def _room(where:Path, n:int, rules:Rules):
     "A full disk, in words"
@@ -258,7 +267,7 @@ def _room(where:Path, n:int, rules:Rules):
                       " (twice that while a changed cohort is rewritten). Make room there, or give another folder"
                       " (cache_dir=…); what has been read is kept.") from e
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #c0944f2c
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #42ee631f
 class Unreadable(ValueError):
     "Too many files could not be read, or none could; `files` lists those seen so far"
     def __init__(self,
@@ -294,7 +303,7 @@ def _reasons(bad:pd.DataFrame) -> str:
     said = [f"{n} × {kind}: {why.rstrip('.')} (such as {name})" for kind, why, n, name in rows[:5]]
     return "; ".join(said) + (f"; and {len(rows) - 5} further reasons" if len(rows) > 5 else "")
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #429caaaf
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #9d65b84b
 @dataclass
 class _Reading:
     "One reading of one cohort"
@@ -315,7 +324,7 @@ class _Reading:
         stamp = _stamp(self.files[key])
         return next((r for r in known if r and r["stamp"] == stamp and r["kind"] != "unsupported"), None)
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #6132c209
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #a6ed4e44
 def _turn(r:_Reading, keys:list, rules:Rules, turn:str) -> dict: # {key: record}
     "Read the files that are not known, in batches that are written down"
     from tqdm import tqdm
@@ -336,7 +345,7 @@ def _turn(r:_Reading, keys:list, rules:Rules, turn:str) -> dict: # {key: record}
             if failed >= 100 and too_many(failed, len(r.files), r.max_failed): break
     return {k: records[k] for k in keys if k in records}
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #8168d18b
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #4ddf6f48
 def _by(rules:Rules) -> str:
     "What is settled for a whole cohort"
     return json.dumps([rules.levels, rules.low, rules.high, rules.colour])
@@ -354,7 +363,7 @@ def _second(r:_Reading, first:dict, rules:Rules) -> list: # records
         first[k] = first[k] | {t: s[t] for t in took} | dict(shown=s["facts"], by=by)
     return list(first.values())
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #265c7597
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #7d5e36ad
 def _gather(where:Path, records:list, bytes_:int, name:str) -> str: # name of the file
     "All pictures in the order of the records, in one file"
     runs = list[list]()
@@ -373,7 +382,7 @@ def _gather(where:Path, records:list, bytes_:int, name:str) -> str: # name of th
         os.fsync(out.fileno())
     return name
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #9911a263
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #baf88f84
 def _read(r:_Reading):
     "The whole reading, up to a finished store"
     first = _turn(r, list(r.files), r.rules, "first")
@@ -394,7 +403,7 @@ def _stop_iftoo_many(r:_Reading, records:dict):
     if not read or too_many(failed, failed + read, r.max_failed):
         raise Unreadable(_frame(records.values(), r.files), r.max_failed)
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #c8c54ac6
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #9d62d9e3
 @dataclass
 class Stored:
     "The pictures of a cohort, and a record of each of its files"
@@ -420,14 +429,14 @@ def _frame(records:Iterable, files:dict) -> pd.DataFrame: # a row a file
     table = table.astype(dict.fromkeys(("width", "height", "bits"), "Int64"))
     return table.assign(**texts.astype(object).where(texts.notna(), None))
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #396b4901
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #1dfd1da2
 def _current(store:dict, files:dict) -> bool:
     "Does the store hold these files, as they are now?"
     known = store.get("known", {})
     return [(k, r["stamp"]) for k, r in known.items()] == [(k, _stamp(f)) for k, f in files.items()] \
         and not any(r["kind"] == "unsupported" for r in known.values())
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #3c2a7526
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #02291fa2
 def read_all(
     folder,                # of the cohort: str or Path
     found:list,            # of Found, its files (see list_files)
@@ -453,7 +462,7 @@ def read_all(
     said = settled(final, [r["facts"] for r in known if r["facts"]])
     return Stored(images, _frame(known, files), final, said, where)
 
-# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #8e58f82b
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #671f4e47
 def forget(
     folder,         # with the files of a cohort
     cache_dir=None, # where its pictures were kept; None: in the platform's cache folder

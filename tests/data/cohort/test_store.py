@@ -357,6 +357,16 @@ def test_a_large_cohort_stops_when_it_is_certain(tmp_path, decoded):
     assert 100 <= len(e.value.files) < 300 and len(decoded) < 300
 
 
+def test_processes_stop_without_a_remark(tmp_path, monkeypatch):
+    folder = fill(tmp_path / "large", 10)
+    for i in range(10, 900): (folder / f"p{i:03}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
+    monkeypatch.setattr(store, "FEW", 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(Unreadable) as e: read(folder, n_jobs=2)
+    assert len(e.value.files) < 300
+
+
 def test_nothing_to_read(tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()
