@@ -188,7 +188,7 @@ class LeadingArtefact:
 
 # %% ../../nbs/05_evaluation/06_artefacts.ipynb #7cd152f0
 def leading_artefact(
-    artefacts:pd.DataFrame, # `associations` of the clusters with measure_files' columns
+    artefacts:pd.DataFrame, # associations of the clusters with measure_files' columns
     columns:pd.DataFrame|None=None, # the same with the cohort's own columns; None: it has none
     patient:str|None="patient", # the column that says whose an image is: no explanation
 ) -> LeadingArtefact|None: # None: none leads

@@ -89,7 +89,7 @@ def _tested(found, name) -> list: # [effect, p]
 def characteristics(
     clusters:np.ndarray, # (N,) subgroup of each image, any codes
     table, # ImageSet or DataFrame of N rows
-    found:pd.DataFrame|None=None, # `associations` of the same: adds columns effect and p
+    found:pd.DataFrame|None=None, # associations of the same: adds columns effect and p
     patient:str|None=None, # column that says whose an image is: counted, not described
     most:int=8, # rows of a category; the rarest values share one
 ) -> pd.DataFrame: # text; rows (column, value), columns All, one a subgroup, and effect, p
