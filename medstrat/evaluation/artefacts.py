@@ -63,6 +63,7 @@ def _shrunk(gray, side=256):
     h, w = (s // f * f for s in gray.shape)
     return gray if f == 1 else gray[:h, :w].reshape(h // f, f, w // f, f).mean((1, 3)).astype(np.uint8)
 
+# %% ../../nbs/05_evaluation/06_artefacts.ipynb #1ca969c9
 def _slide(operation, picture, width):
     "Minimum or maximum over a square around each pixel."
     for _ in range(2):
@@ -188,7 +189,7 @@ class LeadingArtefact:
 
 # %% ../../nbs/05_evaluation/06_artefacts.ipynb #7cd152f0
 def leading_artefact(
-    artefacts:pd.DataFrame, # `associations` of the clusters with measure_files' columns
+    artefacts:pd.DataFrame, # associations of the clusters with measure_files' columns
     columns:pd.DataFrame|None=None, # the same with the cohort's own columns; None: it has none
     patient:str|None="patient", # the column that says whose an image is: no explanation
 ) -> LeadingArtefact|None: # None: none leads

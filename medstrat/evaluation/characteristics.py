@@ -51,6 +51,7 @@ def _undescribed(values) -> str|None:
     alike = kind == "number" or known.nunique() <= max(len(known) // 2, 8)
     return None if alike else "an identifier: nearly all values differ"
 
+# %% ../../nbs/05_evaluation/07_characteristics.ipynb #65d16046
 def _counts(groups, patients) -> dict:
     "The first rows: images, and patients."
     n = len(groups["All"])
@@ -89,7 +90,7 @@ def _tested(found, name) -> list: # [effect, p]
 def characteristics(
     clusters:np.ndarray, # (N,) subgroup of each image, any codes
     table, # ImageSet or DataFrame of N rows
-    found:pd.DataFrame|None=None, # `associations` of the same: adds columns effect and p
+    found:pd.DataFrame|None=None, # associations of the same: adds columns effect and p
     patient:str|None=None, # column that says whose an image is: counted, not described
     most:int=8, # rows of a category; the rarest values share one
 ) -> pd.DataFrame: # text; rows (column, value), columns All, one a subgroup, and effect, p
@@ -120,6 +121,7 @@ def _listed(items) -> str:
     *first, last = items
     return f"{', '.join(first)} and {last}" if first else str(last)
 
+# %% ../../nbs/05_evaluation/07_characteristics.ipynb #944b3549
 def _material(images, patients, excluded) -> str:
     "The sentence on what went in, and what did not."
     of = "" if patients is None else f" of {patients:,} patients"
@@ -140,6 +142,7 @@ def _training(method, citation, clusters, chosen, epochs, condition, seed) -> st
     return (f"They were grouped into {clusters} subgroups{number} by {by}{for_} without use of labels{given}"
             f" (random seed {seed}).")
 
+# %% ../../nbs/05_evaluation/07_characteristics.ipynb #57265623
 def _testing(permutations, patients) -> str:
     "The sentence on tests."
     whole = "images" if patients is None else "the images of a patient as a whole"

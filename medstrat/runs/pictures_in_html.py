@@ -97,6 +97,7 @@ def _hex(colors) -> list:
     from matplotlib.colors import to_hex
     return [to_hex(c) for c in colors]
 
+# %% ../../nbs/06_runs/05_embedded.ipynb #1ed0c54f
 def _fifths(values:pd.Series) -> tuple: # labels, colours, codes
     "A column of numbers in five classes of equal size, or fewer where values are tied."
     from matplotlib import colormaps
@@ -104,6 +105,7 @@ def _fifths(values:pd.Series) -> tuple: # labels, colours, codes
     labels = [f"{i.left:.3g} to {i.right:.3g}" for i in cut.cat.categories]
     return labels, _hex(colormaps["viridis"](np.linspace(0, .9, len(labels)))), cut.cat.codes.to_numpy()
 
+# %% ../../nbs/06_runs/05_embedded.ipynb #71940584
 def _values(values:pd.Series) -> tuple: # labels, colours, codes
     "The most frequent values of a column, in their own order; the rest together."
     most = sorted(values.value_counts().index[:MANY])

@@ -80,6 +80,7 @@ _NEEDED = """SOPClassUID Rows Columns NumberOfFrames SamplesPerPixel Photometric
     ExtendedOffsetTable ExtendedOffsetTableLengths FloatPixelData DoubleFloatPixelData PixelData""".split()
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
+# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #c96b19d1
 @contextmanager
 def quiet(*names:str) -> Iterator[None]:
     "No warnings, and no log of the libraries of these names: they quote headers"
@@ -93,6 +94,7 @@ def quiet(*names:str) -> Iterator[None]:
     finally:
         for log, level in zip(loggers, levels): log.setLevel(level)
 
+# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #ea72b389
 @contextmanager
 def or_damaged(what:str) -> Iterator[None]:
     "Every error as `Skipped`, by its kind; its text stays behind"
@@ -274,6 +276,7 @@ def _agrees(ds:"Dataset", syntax, rows:int, columns:int, samples:int):
     elif not (found := stream_size(frame)) or found[:3] != (columns, rows, samples) or found[3] > ds.BitsAllocated:
         raise Skipped("damaged", "the compressed pixels are not of the size or kind that the header announces")
 
+# %% ../../../nbs/00_data/11_cohort/02_dicom.ipynb #d844fa9d
 def _plugins(syntax, bits:int, samples:int) -> list[str]:
     "The decoders to use, the sturdiest first; `Skipped` where there is none"
     from pydicom import uid

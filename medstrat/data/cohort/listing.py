@@ -115,6 +115,7 @@ def list_files(
     for f in twice: walk.skip(f.name, "refused", "another file's name reads the same; rename it")
     return found, pd.DataFrame(sorted(walk.passed), columns=["file", "status", "kind", "reason"])
 
+# %% ../../../nbs/00_data/11_cohort/05_listing.ipynb #d90ba224
 def _told_apart(found:list) -> tuple: # (files with a name of their own, the others)
     "Written-out codes could make two names equal; only the first file keeps it"
     first: dict = {}

@@ -41,6 +41,7 @@ def _open(path:Path) -> BinaryIO:
     with open(path, "rb") as f: zipped = f.read(2) == b"\x1f\x8b"
     return cast(BinaryIO, gzip.open(path)) if zipped else open(path, "rb")
 
+# %% ../../../nbs/00_data/11_cohort/03_nifti.ipynb #6d4c7138
 def _files(path:Path) -> tuple[Path, Path]: # of the header, of the voxels
     "A .hdr and .img pair by one of its files; else one file is both"
     if not (parts := re.fullmatch(r"(.+)\.(hdr|img)(\.gz)?", path.name, re.IGNORECASE)): return path, path
@@ -51,6 +52,7 @@ def _files(path:Path) -> tuple[Path, Path]: # of the header, of the voxels
     if found[0].is_symlink(): raise Skipped("outside", f"{found[0].name} is a link")
     return (path, found[0]) if other == "img" else (found[0], path)
 
+# %% ../../../nbs/00_data/11_cohort/03_nifti.ipynb #b2862c22
 def _header(head:bytes) -> Any: # nibabel's header
     "The header in the first 540 bytes of a file"
     from nibabel import nifti1, nifti2

@@ -97,6 +97,7 @@ def _forms(numbers:dict) -> tuple: # ({text as it may occur: what takes its plac
                 if form.strip(): found.setdefault(normalize("NFC", form), f"{kind} {n}")
     return found, max(map(len, found), default=0)
 
+# %% ../../../nbs/00_data/11_cohort/10_pseudonyms.ipynb #b1c7d76f
 def _scrubbed(text:str, forms:dict, longest:int) -> str:
     "From left to right, always the longest name that begins here and ends at the end of a word"
     text = normalize("NFC", text)

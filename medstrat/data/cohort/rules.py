@@ -58,6 +58,7 @@ def _choice(rules:Rules, name:str, options:tuple):
     if getattr(rules, name) not in options:
         raise ValueError(f"{name}={getattr(rules, name)!r}; write one of {', '.join(options)}.")
 
+# %% ../../../nbs/00_data/11_cohort/00_rules.ipynb #6a2f3e45
 def _check(r:Rules):
     "ValueError for values that no picture could be read by"
     check_side(r.size)
@@ -65,11 +66,13 @@ def _check(r:Rules):
     _choice(r, "colour", ("auto", "gray", "rgb"))
     _choice(r, "levels", ("auto", "depth", "range", "window"))
     _choice(r, "axis", AXES)
-    if (r.low is None) != (r.high is None) or r.low is not None and not r.low < r.high: raise ValueError(
+    both = r.low is not None and r.high is not None and r.low < r.high
+    if not both and (r.low, r.high) != (None, None): raise ValueError(
         f"low={r.low!r} and high={r.high!r}: give both, the value that becomes black and the higher one that becomes"
         " white, or neither.")
     if r.low is not None and r.levels not in ("range", "window"): raise ValueError(
-        f"low and high are given, but levels={r.levels!r}; they belong to levels='window' (or 'range', once it is known).")
+        f"low and high are given, but levels={r.levels!r}; they belong to levels='window' (or to 'range', once it is"
+        " known).")
     if not 0 <= r.background <= 255: raise ValueError(f"background={r.background!r}; a gray from 0 to 255 is needed.")
     if not 0 <= r.position <= 1: raise ValueError(
         f"position={r.position!r}; from 0, the first slice, to 1, the last one.")
@@ -82,11 +85,11 @@ def _check(r:Rules):
 @dataclass
 class Picture:
     "One picture out of a file, as it was stored"
-    pixels: np.ndarray          # H×W (gray) or H×W×3 (RGB); uint8, or any real type with low and high
+    pixels: np.ndarray          # H×W (gray) or H×W×3 (RGB); uint8, or reals with low and high
     bits: int | None = 8        # a pixel and channel; None: floats, which have no depth
     low: float | None = None    # values that the stored bits can hold, after rescaling: black …
     high: float | None = None   # … and white
-    windowed: Callable[[], np.ndarray] | None = None  # as the file asks to be shown: floats in [0, 1]
+    windowed: Callable[[], np.ndarray] | None = None  # as the file asks to be shown, 0…1
     notes: list = field(default_factory=list)     # what was converted: "EXIF rotation undone", …
     columns: dict = field(default_factory=dict)   # further facts: a slice number, DICOM tags
 

@@ -137,6 +137,7 @@ def _surely(chunks:list, rules:Rules, n_jobs:int) -> Iterator:
         for chunk in rest[:2*n_jobs]: yield from _surely([chunk], rules, n_jobs)
         if rest[2*n_jobs:]: yield from _surely(rest[2*n_jobs:], rules, n_jobs)
 
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #ec2ce747
 def _stop(results:Iterator):
     "End what is still being read, without joblib's remark on it"
     with warnings.catch_warnings():
@@ -145,6 +146,7 @@ def _stop(results:Iterator):
 
 CRASH = "reading it ended the process that read it: a fault of the decoder, or too little memory"
 
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #9eb078a8
 def _batches(tasks:list, rules:Rules, n_jobs:int|None) -> Iterable:
     "The results for all tasks, in order"
     from joblib import cpu_count, effective_n_jobs
@@ -277,6 +279,7 @@ class Unreadable(ValueError):
         super().__init__(_in_words(files, max_failed))
         self.files, self.max_failed = files, max_failed
 
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #da3a8edc
 def too_many(
     failed:int,       # files that are images, or may be, and could not be read
     images:int,       # all files that are images, these among them
@@ -285,6 +288,7 @@ def too_many(
     "Is a cohort unreadable? A single file never makes it so"
     return failed >= 2 and failed > max_failed * images
 
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #d054e154
 def _in_words(files:pd.DataFrame, max_failed:float) -> str:
     "What `Unreadable` says"
     bad = files[files.kind.notna()]

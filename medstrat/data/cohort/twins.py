@@ -27,6 +27,7 @@ def reduced(
     sums = np.add.reduceat(np.add.reduceat(images, at, 1, dtype=np.float32), at, 2)
     return sums / (n[:, None] * n)[None, :, :, None]
 
+# %% ../../../nbs/00_data/11_cohort/09_twins.ipynb #1c5ab091
 def unit(
     x:np.ndarray, # N×…
 ) -> np.ndarray: # N×d: mean 0, length 1; zeros for a constant picture
@@ -35,6 +36,7 @@ def unit(
     x = x - x.mean(1, keepdims=True)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
 
+# %% ../../../nbs/00_data/11_cohort/09_twins.ipynb #5c4b1488
 def details(
     x:np.ndarray, # N×g×g×C
 ) -> np.ndarray: # the same shape
@@ -50,6 +52,7 @@ def _components(images, rows:np.ndarray, n:int=32, block:int=1000) -> np.ndarray
     pca = PCA(min(n, *some.shape), svd_solver="randomized", random_state=0).fit(some)
     return np.concatenate([pca.transform(unit(reduced(images[rows[i:i + block]]))) for i in range(0, len(rows), block)])
 
+# %% ../../../nbs/00_data/11_cohort/09_twins.ipynb #acb93416
 def _candidates(points:np.ndarray, radius:float, block:int=2000):
     "Pairs a < b of points within the radius, a block of pairs at a time"
     half = (points**2).sum(1, keepdims=True) / 2
@@ -59,6 +62,7 @@ def _candidates(points:np.ndarray, radius:float, block:int=2000):
             a, b = np.nonzero(left[i:i + block] @ right[j:j + block].T >= -radius**2 / 2)
             yield a[a + i < b + j] + i, b[a + i < b + j] + j
 
+# %% ../../../nbs/00_data/11_cohort/09_twins.ipynb #826f8264
 def compared(
     images, a, b,  # uint8 images; row numbers of pairs
     block:int=500,
@@ -131,6 +135,7 @@ def _equal_to(digests) -> np.ndarray: # for each, the number of the first that e
     first:dict = {}
     return np.array([first.setdefault(d, i) for i, d in enumerate(digests)], dtype=np.int64)
 
+# %% ../../../nbs/00_data/11_cohort/09_twins.ipynb #4a82a3e0
 def _equal_pairs(files:np.ndarray, pixels:np.ndarray) -> pd.DataFrame:
     "Each image with the first that equals it, as a file if there is one, else by its pixels"
     n = np.arange(len(pixels))
@@ -138,6 +143,7 @@ def _equal_pairs(files:np.ndarray, pixels:np.ndarray) -> pd.DataFrame:
     b = n[first < n]
     return pd.DataFrame(dict(a=first[b], b=b, kind=kind[b], similarity=np.ones(len(b), np.float32)))
 
+# %% ../../../nbs/00_data/11_cohort/09_twins.ipynb #908d44d4
 def _groups(pairs:pd.DataFrame, n:int) -> np.ndarray:
     "Connected images have one number, in the order of their first image"
     from scipy.sparse import coo_array
