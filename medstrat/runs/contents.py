@@ -79,13 +79,13 @@ def path_between(model, seen: Described, steps: int = 8) -> list: # of (a, b, im
 def map_of(
     images: ImageSet,
     seen: Described,
-    columns: list,       # of the table, by which points can be coloured
+    columns: pd.DataFrame,  # N rows, by which points can be coloured
     seed: int = 0,
     most: int = 5000,    # images on the map
 ) -> Embedding:
     "Images as points, with their pictures."
     xy, rows, _ = embed_2d(seen.embedding, max_points=most, seed=seed)
-    names, some = image_names(images), images.table[columns].iloc[rows].reset_index(drop=True)
+    names, some = image_names(images), columns.iloc[rows].reset_index(drop=True)
     return Embedding(
         np.asarray(xy), seen.clusters[rows], [names[i] for i in rows], images.images[rows],
         seen.probability[rows], some, f"A t-SNE map of the model's embedding (seed {seed}).")

@@ -176,7 +176,7 @@ thead th, thead th.n { white-space: normal; overflow-wrap: break-word; }
 th, td { max-width: 22rem; overflow-wrap: anywhere; min-width: 4rem; }
 .n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .strength { min-width: 11.5rem; } tbody th:first-child { min-width: 7.5rem; }
-.remark { min-width: 12rem; color: var(--soft); }
+.remark { min-width: 7rem; font-size: .94em; color: var(--soft); }
 """
 
 # %% ../../nbs/06_runs/06_page.ipynb #b43e9149

@@ -346,9 +346,17 @@ def _encode(s: Stratification, folder: Path):
     np.savez(folder / "seen.npz", **{k: v for k, v in vars(seen).items() if v is not None})
 
 # %% ../../nbs/06_runs/09_stratify.ipynb #f669d233
-def tested_columns(cohort: Cohort) -> list: # of names
-    "Columns of the table that subgroups could go with."
-    return [c for c in cohort.images.table if c not in ("file", "slice", cohort.group)]
+def tested_columns(cohort: Cohort) -> pd.DataFrame: # N rows
+    "What the subgroups could go with: columns of the table, the label by its names."
+    images, label = cohort.images, cohort.images.target
+    table = images.table.drop(columns=["file", "slice", cohort.group], errors="ignore")
+    if label not in table: return table
+    if "folder" in table and label != "folder" and _say_the_same(table["folder"], table[label]):
+        table = table.drop(columns="folder")
+    return table.assign(**{label: table[label].map(images.classes)})   # no name: no label
+
+def _say_the_same(a: pd.Series, b: pd.Series) -> bool:
+    return (a.groupby(b).nunique() == 1).all() and (b.groupby(a).nunique() == 1).all()
 
 # %% ../../nbs/06_runs/09_stratify.ipynb #4cade461
 def _of(evidence: dict) -> dict: # "table", "file" → as `associations` gives it, or None
@@ -369,13 +377,13 @@ def _associated(s: Stratification, data: pd.DataFrame) -> pd.DataFrame:
 
 def _test(s: Stratification, folder: Path):
     "Associations of the table's columns and of the files' measures; characteristics."
-    clusters, table, columns = s.seen.clusters, s.cohort.images.table, tested_columns(s.cohort)
-    parts = dict(table=table[columns], file=s.artefacts)
+    clusters, people, known = s.seen.clusters, s.cohort.group, tested_columns(s.cohort)
+    parts = dict(table=known, file=s.artefacts)
     both = s.stages.attempt("associations", lambda: pd.concat(
         [_associated(s, data).assign(of=of) for of, data in parts.items() if len(data.columns)]))
     if both is not None: write_csv(both, folder / "associations.csv")
-    people, tested = s.cohort.group, None if both is None else both.set_index("column")
-    described = table[columns + [people] * (people is not None)]
+    tested = None if both is None else both.set_index("column")
+    described = known if people is None else known.assign(**{people: s.cohort.images.table[people]})
     rows = s.stages.attempt("characteristics", lambda: characteristics(clusters, described, tested, people))
     if rows is not None: write_csv(rows.reset_index(), folder / "characteristics.csv")
 

@@ -43,7 +43,7 @@ def test_subgroups_path_and_map(method):
     (i, j, steps), = path_between(a, seen, 5)
     sizes = np.bincount(seen.clusters, minlength=3)
     assert len(steps) == 5 and sizes[i] >= sizes[j] >= sorted(sizes)[1] and np.allclose(steps[0], a.prototypes()[i], atol=1e-5)
-    e = map_of(x, seen, ["view"], most=50)
+    e = map_of(x, seen, x.table[["view"]], most=50)
     assert e.xy.shape == (50, 2) and e.thumbnails.shape[0] == len(e.names) == 50 and (x.images[int(e.names[7].removesuffix(".png"))] == e.thumbnails[7]).all()
 
 
