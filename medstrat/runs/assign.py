@@ -112,6 +112,7 @@ def _paths(here: Path, cohort: Cohort, numbers) -> dict:
     known = {n: n for n in cohort.files.file} if numbers is None else numbers.numbers["file"]
     return {shown: here / name for name, shown in known.items()}
 
+# %% ../../nbs/06_runs/10_assign.ipynb #1d9f79e3
 def _with_measures(model, images: ImageSet, rules: Rules, paths: dict) -> ImageSet:
     "With the measures of the files, if the decoder is told any."
     told = [] if model.covariates_ is None else model.covariates_.names

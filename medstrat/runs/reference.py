@@ -150,6 +150,7 @@ def _units(*cohorts) -> tuple: # (kinds of patients (U,K), how many of each in e
         for c, times in units: n[place[tuple(c)]] += times
     return np.array(keys), *of
 
+# %% ../../nbs/06_runs/04_reference.ipynb #9c508a0f
 def _chi_square(part: np.ndarray, total: np.ndarray) -> float:
     "χ² of the table [part, total − part]; subgroups that neither cohort has do not count."
     part, total = part[total > 0], total[total > 0]

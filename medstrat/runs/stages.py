@@ -26,6 +26,7 @@ def digest(
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
+# %% ../../nbs/06_runs/03_stages.ipynb #d363851f
 def write_json(path, value):
     "Write a value as a JSON file: whole, or not at all."
     part = Path(f"{path}.part")
@@ -47,6 +48,7 @@ def no_space(error: BaseException) -> bool:
     "Does an error say that a disk, a quota or a file is full?"
     return isinstance(error, OSError) and error.errno in _FULL
 
+# %% ../../nbs/06_runs/03_stages.ipynb #0c70bedf
 def _full(error, folder: Path) -> OSError:
     return OSError(f"there is no space left to write to {str(folder)!r} ({error.strerror}). Make "
                    "room, and start again in the same words: what is finished is kept.")
@@ -165,10 +167,12 @@ def _claim(s: Stages):
         s.lock.release()
         raise
 
+# %% ../../nbs/06_runs/03_stages.ipynb #57b43505
 def _busy(folder) -> OSError: return OSError(
     f"somebody else is working on {str(folder)!r} at this moment. Wait until it is there, or give another folder"
     " (out=…).")
 
+# %% ../../nbs/06_runs/03_stages.ipynb #0140597c
 def _journal(s: Stages) -> dict:
     "What earlier starts have noted, or a new journal."
     path = s.work / "journal.json"
@@ -184,6 +188,7 @@ def _is_done(s: Stages, name: str, key: str) -> bool:
     entry, folder = s.journal["stages"].get(name), s.work / name
     return bool(entry) and entry["inputs"] == key and folder.is_dir() and _digests(folder) == entry["files"]
 
+# %% ../../nbs/06_runs/03_stages.ipynb #09d3325e
 def _make(s: Stages, name: str, key: str, work, resumes: bool):
     "Do a stage, and note it in the journal."
     folder, part = s.work / name, s.work / f"{name}.part-{key[:16]}"
@@ -213,6 +218,7 @@ def beside(folder, key_file=None) -> Path:
     raise ValueError(f"key_file={str(path)!r} is in the folder of the results, which is handed on. "
                      "Give another place.")
 
+# %% ../../nbs/06_runs/03_stages.ipynb #138fce4f
 def check_free(folder):
     "OSError where somebody is working on the results of a folder at this moment."
     lock = partial(Path(folder).expanduser().absolute()) / ".work" / "lock"

@@ -253,6 +253,7 @@ def _table(path: Path) -> pd.DataFrame:
     try: return pd.read_csv(path)
     except pd.errors.EmptyDataError: return pd.DataFrame()
 
+# %% ../../nbs/06_runs/09_stratify.ipynb #3d564f87
 def _texts(path: Path) -> pd.DataFrame:
     "A table of texts, a row a value of a column."
     return pd.read_csv(path, dtype=str, keep_default_na=False).set_index(["column", "value"])
@@ -268,6 +269,7 @@ def _measure(s: Stratification, folder: Path):
 
 def _bytes(images): return images if images.dtype == np.uint8 else np.rint(255 * images).astype(np.uint8)
 
+# %% ../../nbs/06_runs/09_stratify.ipynb #4a9800ee
 def _rows_of_images(measured: pd.DataFrame, images: ImageSet) -> pd.DataFrame:
     "The measures of files as rows of images."
     return measured.set_index("file").loc[images.table["file"]].reset_index(drop=True)
