@@ -108,15 +108,7 @@ def _read(path, rules:Rules) -> tuple: # (format, [Picture], SHA-256)
         from medstrat.data.cohort.dicom import read_dicom
         pictures = [read_dicom(data, rules)]
     else: pictures = [read_raster(data, rules)]
-    for p in pictures:
-        if p.deep: _finite(p.pixels)
     return kind, pictures, digest
-
-# %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #0f6c8fa0
-def _finite(x):
-    "`Skipped` for what would be no number as a byte"
-    if x.dtype.kind == "f" and not np.isfinite(x).all():
-        raise Skipped("damaged", "some of its values are NaN or infinite")
 
 # %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #df4f5bf2
 def _bytes(v, low:float, high:float) -> tuple: # (uint8, number of values beyond)
@@ -147,7 +139,6 @@ def _levels(pictures:list, rules:Rules, how:list) -> list: # of uint8 arrays
         line = _line(p, rules)
         if line is None:
             shown, said, where = p.windowed(), "the file's window as black…white", "at its ends"
-            _finite(shown)
             b, n = _bytes(shown, 0, 1)[0], int(((shown <= 0) | (shown >= 1)).sum())
         else: (b, n), said, where = _bytes(p.pixels, *line[:2]), line[2], "clipped"
         out.append(b)

@@ -15,8 +15,9 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from .dicom import finite, or_damaged, quiet
-from .rules import AXES, Picture, Rules, Skipped
+from .dicom import or_damaged
+from .rasters import quiet
+from .rules import AXES, Picture, Rules, Skipped, finite
 
 # %% ../../../nbs/00_data/11_cohort/03_nifti.ipynb #26c4611e
 def cut(
@@ -145,7 +146,7 @@ def read_nifti(
             shape, orientation = _check(header, rules)
         with _open(voxel_file) as f, or_damaged("the voxels cannot be read"):
             pictures = list(_slices(f, header, shape, orientation, rules))
-            if not pictures: raise Skipped("damaged", "not one finite value in any slice")
+            if not pictures: raise Skipped("damaged", "nothing but values that are no number")
             size = math.prod(shape) * header.get_data_dtype().itemsize
             _whole(f, header.get_data_offset() + size)
     return pictures

@@ -11,10 +11,11 @@ import threading
 import warnings
 from functools import lru_cache
 from io import BytesIO
+from logging import CRITICAL, Logger, getLogger
 
 import numpy as np
 
-from .rules import Picture, Rules, Skipped
+from .rules import Picture, Rules, Skipped, finite
 
 # %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #d4b29051
 _STARTS = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"II*\0": "TIFF",
@@ -34,13 +35,20 @@ def raster_format(
 
 # %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #38cce6ee
 class quiet:
-    "`with quiet():` no warnings, no picture that is only half there; in threads, and nested, too"
+    "`with quiet(…):` no warnings or logs, no picture that is half there; in threads, nested, too"
     lock, inside, before = threading.Lock(), 0, ()
+    levels: dict[Logger, int] = {}
+
+    def __init__(self, *loggers:str): # names of libraries whose logs are silenced
+        self.loggers = [getLogger(name) for name in loggers]
 
     def __enter__(self):
         from PIL import ImageFile
         with quiet.lock:
             quiet.inside += 1
+            for log in self.loggers:
+                quiet.levels.setdefault(log, log.level)
+                log.setLevel(CRITICAL + 1)
             if quiet.inside > 1: return
             silence = warnings.catch_warnings()
             silence.__enter__()
@@ -55,6 +63,8 @@ class quiet:
             if quiet.inside: return
             silence, ImageFile.LOAD_TRUNCATED_IMAGES = quiet.before
             silence.__exit__(None, None, None)
+            for log, level in quiet.levels.items(): log.setLevel(level)
+            quiet.levels.clear()
 
 # %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #260eaf98
 PHOTOMETRIC, BITS, SIGN, ORIENTATION = 262, 258, 339, 274  # tags of TIFF and EXIF
@@ -130,19 +140,17 @@ def _eight(image, background:int, notes:list):
     return image.convert("L" if image.mode == "1" else "RGB")
 
 # %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #28a71f1c
-def _deep(image, tags:dict, negative:bool) -> Picture:
+def _deep(image, tags:dict, negative:bool, notes:list) -> Picture:
     "A gray picture of more than 8 bits, or of floats"
     x = np.array(image)
     x = x.astype(x.dtype.newbyteorder("="), copy=False)
-    if image.mode == "F":
-        if odd := int((~np.isfinite(x)).sum()):
-            raise Skipped("damaged", f"{odd:,} of {x.size:,} values are NaN or infinite")
-        return Picture(-x if negative else x, None)
+    if negative: notes.append("negative turned upright")
+    if image.mode == "F": return Picture(finite(-x if negative else x, notes), None, notes=notes)
     bits, signed = tags.get(BITS, (16,))[0], tags.get(SIGN, (1,))[0] == 2
     if bits == 32 and not signed: x = x.view(np.uint32)
     low, high = (-2**(bits - 1), 2**(bits - 1) - 1) if signed else (0, 2**bits - 1)
     if negative: x = ~x if signed else x.dtype.type(high) - x
-    return Picture(x, bits, low, high)
+    return Picture(x, bits, low, high, notes=notes)
 
 # %% ../../../nbs/00_data/11_cohort/01_rasters.ipynb #e6472147
 _EXIF = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}  # where Pillow keeps what a camera wrote
@@ -178,11 +186,8 @@ def _picture(data:bytes, kind:str, rules:Rules) -> Picture:
     if tags.get(ORIENTATION, 1) in range(2, 9): notes.append("EXIF rotation undone")  # by Pillow, in a TIFF
     bits, image = _bits(image, data, kind, tags), _turned(image, notes)
     if image.mode[0] in "IF":
-        picture = _deep(image, tags, negative)
-        if negative: notes.append("negative turned upright")
         if "transparency" in image.info: notes.append("one transparent value taken as a gray")
-        picture.notes = notes
-        return picture
+        return _deep(image, tags, negative, notes)
     if bits > 8: notes.append(f"{bits} bits a channel read as 8")
     x = np.asarray(_eight(image, rules.background, notes))
     if tags.get(SIGN, (1,))[0] == 2: x = x ^ np.uint8(128); notes.append("signed values: 128 added")

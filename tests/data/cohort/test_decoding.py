@@ -122,13 +122,9 @@ def test_windows(monkeypatch, tmp_path):
     shown[0, :5] = 0
     assert decode(path, Rules(levels="window")).facts["how"] == ["the file's window as black…white, 5 % of the pixels at its ends"]
     assert decode(path, Rules(levels="window", low=-1, high=1)).facts["how"] == ["-1…1 as black…white"]
-    shown[3, 3] = np.nan
-    assert skipped(decode, path, Rules(levels="window")).kind == "damaged"
     bring.windowed = None
     e = skipped(decode, path, Rules(levels="window"))
     assert e.kind == "unsupported" and "brings no window" in e.reason
-    bring.pixels = np.full((4, 4), np.nan)
-    assert skipped(decode, path, Rules()).reason == "some of its values are NaN or infinite"
 
 
 def test_floats_need_a_range(tmp_path):

@@ -23,7 +23,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import (CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian,
                          JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSLossless, RLELossless)
 
-from medstrat.data.cohort.dicom import apply_window, check_tags, finite, is_dicom, look_up, read_dicom, stream_size
+from medstrat.data.cohort.dicom import apply_window, check_tags, is_dicom, look_up, read_dicom, stream_size
 from medstrat.data.cohort.rules import Rules, Skipped
 
 RULES = Rules()
@@ -447,10 +447,49 @@ def test_floats(dtype, keyword):
     assert (picture.pixels[0, :3] == values[0, 3].astype(np.float32)).all() and picture.notes
     assert skipped(floats(values * np.nan))[0] == "damaged"
 
-def test_finite():
-    notes = []
-    assert finite(np.array([1., 2]), notes).tolist() == [1, 2] and not notes
-    assert finite(np.array([np.nan, 2, 3]), notes).tolist() == [2, 2, 3] and len(notes) == 1
+def corners(pixels, value):
+    "A round field of view: the pixels, and the same with a number in the corners"
+    y, x = np.ogrid[-1:1:pixels.shape[0] * 1j, -1:1:pixels.shape[1] * 1j]
+    out = x**2 + y**2 > 1
+    return out, np.where(out, value, pixels).astype(pixels.dtype)
+
+@pytest.mark.parametrize("more", [{}, dict(RescaleSlope=1, RescaleIntercept=-1024), dict(WindowCenter=40, WindowWidth=400), dict(RescaleSlope=.5, RescaleIntercept=3)])
+def test_padding_is_the_least_value_measured(more):
+    out, round_ = corners(SIGNED, -2000)
+    bare, picture = (read_dicom(written(v, **more), RULES) for v in (SIGNED, corners(SIGNED, SIGNED[~out].min())[1]))
+    got = read_dicom(written(round_, PixelPaddingValue=-2000, **more), RULES)
+    np.testing.assert_array_equal(got.pixels, picture.pixels)
+    np.testing.assert_array_equal(got.pixels[~out], bare.pixels[~out])
+    assert got.pixels.min() == got.pixels[~out].min() and "padding set to the least value measured" in got.notes
+    if more.get("WindowWidth"): np.testing.assert_array_equal(got.windowed(), picture.windowed())
+
+def test_padding_that_shines_and_padding_of_a_mirrored_picture():
+    out, bright = corners(RAMP, 65535)
+    got = read_dicom(written(bright, PixelPaddingValue=65535), RULES)
+    assert got.pixels.max() == RAMP[~out].max() and (got.pixels[out] == RAMP[~out].min()).all()
+    turned = read_dicom(written(65535 - bright, PhotometricInterpretation="MONOCHROME1", PixelPaddingValue=0), RULES)
+    np.testing.assert_array_equal(turned.pixels, got.pixels)
+    eight = read_dicom(written(corners(255 - BYTES, 0)[1], PhotometricInterpretation="MONOCHROME1", PixelPaddingValue=0), RULES)
+    assert eight.pixels.dtype == np.uint8 and (eight.pixels[out] == BYTES[~out].min()).all() and (eight.pixels[~out] == BYTES[~out]).all()
+
+def test_padding_in_a_range_with_another_sign_in_floats_and_alone():
+    out, round_ = corners(SIGNED, -2000)
+    round_[0, 0] = -1990
+    expected = np.where(out, SIGNED[~out].min(), SIGNED)
+    for value, limit in ((-2000, -1990), (-1990, -2000)):
+        np.testing.assert_array_equal(read_dicom(written(round_, PixelPaddingValue=value, PixelPaddingRangeLimit=limit), RULES).pixels, expected)
+    round_[0, 0] = -2000
+    for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
+        ds = dataset(round_, syntax)
+        ds.add_new("PixelPaddingValue", "US", 65536 - 2000)         # as some write it, beside signed pixels
+        np.testing.assert_array_equal(read_dicom(save(ds), RULES).pixels, expected)
+    real = (round_ / 7).astype(np.float32)
+    floats = dict(BitsAllocated=32, FloatPixelPaddingValue=float(real[0, 0]))
+    real[3, 3] = np.nan
+    got = read_dicom(written(real, FloatPixelData=real.tobytes(), **floats), RULES)
+    assert (got.pixels[out] == got.pixels[~out].min()).all() and got.pixels[3, 3] == got.pixels.min() == real[~out & np.isfinite(real)].min()
+    assert skipped(written(np.full_like(SIGNED, -2000), PixelPaddingValue=-2000)) == ("damaged", "nothing but padding")
+    assert not read_dicom(written(SIGNED, PixelPaddingValue=-2000), RULES).notes          # announced, and nowhere
 
 
 # what leaves the header
@@ -526,12 +565,13 @@ def reference(path):
     frame, found = get_decoder(ds.file_meta.TransferSyntaxUID).as_array(ds, index=0)
     if ds.SamplesPerPixel == 3: return frame, None
     if ds.PhotometricInterpretation == "PALETTE COLOR": return pydicom.pixels.apply_color_lut(frame, ds) >> 8, None
-    real = apply_modality_lut(frame, ds)
+    real, padding = apply_modality_lut(frame, ds), frame == ds.get("PixelPaddingValue", 2**40)
     m, b = float(ds.get("RescaleSlope", 1)), float(ds.get("RescaleIntercept", 0))
     low = -2**(ds.BitsStored - 1) if ds.PixelRepresentation else 0
     low, high = m * low + b, m * (low + 2**ds.BitsStored - 1) + b
     shown = (apply_voi_lut(real, ds) - low) / (high - low) if "WindowWidth" in ds else None
     if ds.PhotometricInterpretation == "MONOCHROME1": real, shown = low + high - real, 1 - shown
+    real = np.where(padding, real[~padding].min(), real)
     return real * 255 if ds.BitsStored == 1 else real, shown
 
 @pydicoms

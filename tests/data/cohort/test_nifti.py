@@ -163,8 +163,8 @@ def test_floats_and_what_is_no_number(tmp_path, dtype):
     picture = one(path)
     least = v[:, :, 2][np.isfinite(v[:, :, 2])].min()
     np.testing.assert_allclose(picture.pixels, np.where(np.isfinite(v), v, least)[::-1, ::-1, 2].T, rtol=1e-6)
-    assert "values that are no number set to the least one" in picture.notes
-    assert skipped(path, Rules(position=1.)) == ("damaged", "not one finite value")
+    assert "values that are no number set to the least value measured" in picture.notes
+    assert skipped(path, Rules(position=1.)) == ("damaged", "nothing but values that are no number")
     assert [p.columns["slice"] for p in read_nifti(path, Rules(every=2))] == [0, 2]
     assert skipped(save(tmp_path / "x.nii", v * np.nan), Rules(every=2))[0] == "damaged"
 

@@ -1,5 +1,6 @@
 "Raster files: every way of storing a picture against a written pair, and what is damaged never half read."
 import io
+import logging
 import pickle
 import struct
 import threading
@@ -113,7 +114,7 @@ def test_signed_bytes():
     assert np.array_equal(p.pixels, GRAY) and p.notes == ["signed values: 128 added"]
 
 
-def test_floats_have_no_depth_and_no_holes():
+def test_floats_have_no_depth_and_holes_are_filled():
     x = (GRAY / 7 - 12).astype(np.float32)
     for data in (written(x, "TIFF"), tiff(x, order=">"), written(x, "TIFF", compression="tiff_lzw")):
         p = read_raster(data)
@@ -121,8 +122,10 @@ def test_floats_have_no_depth_and_no_holes():
     for hole in (np.nan, np.inf):
         y = x.copy()
         y[3, 4] = y[0, 0] = hole
-        e = skipped(tiff(y))
-        assert (e.kind, e.reason) == ("damaged", "2 of 480 values are NaN or infinite")
+        p = read_raster(tiff(y))
+        assert np.array_equal(p.pixels, np.where(np.isfinite(y), y, y[np.isfinite(y)].min())) and p.notes == ["values that are no number set to the least value measured"]
+    e = skipped(tiff(x * np.float32(np.nan)))
+    assert (e.kind, e.reason) == ("damaged", "nothing but values that are no number")
 
 
 def test_one_bit():
@@ -364,17 +367,20 @@ def test_switches_are_put_back(monkeypatch):
     before = warnings.filters[:]
     gate = threading.Barrier(2)
 
+    log = logging.getLogger("some.decoder")
+    log.setLevel(logging.INFO)
+
     def work(late):
-        with quiet():
+        with quiet("some.decoder"):
             gate.wait()
-            assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+            assert ImageFile.LOAD_TRUNCATED_IMAGES is False and not log.isEnabledFor(logging.CRITICAL)
             if late: gate.wait()
         if not late: gate.wait()                # the other one leaves last
 
     threads = [threading.Thread(target=work, args=(late,)) for late in (False, True)]
     for t in threads: t.start()
     for t in threads: t.join()
-    assert ImageFile.LOAD_TRUNCATED_IMAGES is True and warnings.filters == before
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True and warnings.filters == before and log.level == logging.INFO
     try:
         with quiet(): raise KeyError
     except KeyError: assert ImageFile.LOAD_TRUNCATED_IMAGES is True and warnings.filters == before
