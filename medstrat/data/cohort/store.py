@@ -47,7 +47,7 @@ def store_folder(
     name = f"{_sum(os.path.realpath(folder))}-{_sum(json.dumps([LAYOUT, rules.to_dict()]))}"
     return cohorts_folder(cache_dir) / name
 
-LAYOUT = 1  # of the files below; another number, and all cohorts are read anew
+LAYOUT = 2  # of the files below, and of what decoding makes of a file: another number, and all is read anew
 
 # %% ../../../nbs/00_data/11_cohort/07_store.ipynb #ee7a9b86
 def _keys(folder, found:list) -> dict: # {key: Found}
@@ -72,7 +72,7 @@ def _attempt(f:Found, rules:Rules) -> tuple: # (part of a record, pictures)
     except Skipped as e: kind, why = e.kind, e.reason
     except MemoryError: kind, why = "refused", "It does not fit into memory."
     except Exception as e: kind, why = "damaged", f"{type(e).__name__}: {e}"
-    else: return dict(facts=d.facts, sha256=d.facts["sha256"]), d.pictures
+    else: return dict(facts=d.facts), d.pictures
     for name in (str(f.path), Path(f.path).name): why = why.replace(name, "this file")
     return dict(kind=kind, reason=why), []
 
@@ -82,7 +82,7 @@ def _file_sum(path) -> str: # SHA-256
 # %% ../../../nbs/00_data/11_cohort/07_store.ipynb #18894dfc
 def _record(key:str, f:Found, **known) -> dict:
     "What the journal keeps of a file"
-    empty = dict(kind=None, reason=None, facts=None, shown=None, sha256=None, channels=None, pictures=0, place=None)
+    empty = dict(kind=None, reason=None, facts=None, shown=None, channels=None, pictures=0, place=None)
     return empty | dict(key=key, stamp=_stamp(f)) | known
 
 def _read_batch(tasks:list, rules:Rules) -> tuple: # (records, {channels: bytes})
@@ -334,8 +334,8 @@ def _turn(r:_Reading, keys:list, rules:Rules, turn:str) -> dict: # {key: record}
     from tqdm import tqdm
     old = r.old.get("known", {})
     records = {k: s for k in keys if (s := r.seen(k, turn)) is not None}
-    sums = {k: old[k]["sha256"] if turn == "first" and k in old else None for k in keys}
-    tasks = [(k, r.files[k], sums[k]) for k in keys if k not in records]
+    sums = {k: s["facts"]["sha256"] for k, s in old.items() if s["facts"] and turn == "first"}
+    tasks = [(k, r.files[k], sums.get(k)) for k in keys if k not in records]
     failed = sum(s["kind"] in FAILURES for s in records.values())
     hide = None if r.progress is None else not r.progress  # None: on a terminal
     with tqdm(total=len(keys), initial=len(records), desc="reading", unit="file", disable=hide,
@@ -424,7 +424,7 @@ def _row(s:dict, name:str) -> dict:
     return dict(
         file=name, kind=s["kind"], reason=s["reason"], how="; ".join(facts.get("how", ())),
         **{k: facts.get(k) for k in ("format", "width", "height", "bits", "mode")},
-        pictures=s["pictures"], first=first, sha256=s["sha256"], columns=facts.get("columns", []))
+        pictures=s["pictures"], first=first, sha256=facts.get("sha256"), columns=facts.get("columns", []))
 
 def _frame(records:Iterable, files:dict) -> pd.DataFrame: # a row a file
     "Records as a table, with the names that the cache does not hold"
