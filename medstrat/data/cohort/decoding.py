@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .dicom import is_dicom, read_dicom
+from .nifti import read_nifti
 from .rasters import raster_format, read_raster
 from .rules import Picture, Rules, Skipped
 
@@ -59,7 +61,6 @@ def sniff(
     name:str="", # its name, believed only where the content says nothing
 ) -> str:
     "PNG, JPEG, GIF, TIFF, BMP, WEBP, DICOM or NIfTI; `Skipped` for everything else"
-    from medstrat.data.cohort.dicom import is_dicom
     if head[128:132] == b"DICM": return "DICOM"
     if kind := raster_format(head): return kind
     if _is_nifti(head): return "NIfTI"
@@ -101,12 +102,8 @@ def _volume_sum(path:Path) -> str:
 def _read(path, rules:Rules) -> tuple: # (format, [Picture], SHA-256)
     "The pictures of a file as they were stored"
     kind, data, digest = _contents(os.fspath(path))
-    if kind == "NIfTI":
-        from medstrat.data.cohort.nifti import read_nifti
-        pictures = read_nifti(Path(path), rules)
-    elif kind == "DICOM":
-        from medstrat.data.cohort.dicom import read_dicom
-        pictures = [read_dicom(data, rules)]
+    if kind == "NIfTI": pictures = read_nifti(Path(path), rules)
+    elif kind == "DICOM": pictures = [read_dicom(data, rules)]
     else: pictures = [read_raster(data, rules)]
     return kind, pictures, digest
 
