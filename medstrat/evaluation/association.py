@@ -205,17 +205,18 @@ def associations(
     clusters:np.ndarray, # (N,) cluster of each image, any codes
     table, # ImageSet or DataFrame (or dictionary of columns) of N rows
     columns:list|None=None, # names of columns; None: all that can be compared
-    patient:str|None=None, # column that says which images are one patient's; None: all independent
+    patient=None, # column that says which images are one patient's, or (N,) patients; None: nobody's
     n_permutations:int=999, # behind each p; the smallest p is 1 / (1 + n_permutations)
     random_state:int=0, # same seed, same p
 ) -> pd.DataFrame: # a row a column: kind, n (images used), values (so many), measures, p's, remark
     """How strongly the clusters go with each column of a table. KeyError for unknown columns,
     NotComparable for named ones that are no use, ValueError for gaps in `patient`."""
-    named = columns is not None
+    named, people = columns is not None, None
+    if np.ndim(patient): patient, people = None, _patient_codes(patient, len(clusters))
     table, columns = comparable_columns(table, len(clusters), columns, patient)
     rows = {}
     for name in columns:
-        units = None if patient in (None, name) else table[patient]
+        units = people if patient in (None, name) else table[patient]
         try: rows[name] = _association(clusters, table[name], units, n_permutations, random_state)
         except NotComparable as e:
             if named: raise NotComparable(f"column {name!r}: {e}") from None

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import false_discovery_control
 
 from .. import __version__
 from ..data.cohort.folder import Cohort, read_folder
@@ -370,11 +369,7 @@ def _of(evidence: dict) -> dict: # "table", "file" → as `associations` gives i
 # %% ../../nbs/06_runs/09_stratify.ipynb #014e3631
 def _associated(s: Stratification, data: pd.DataFrame) -> pd.DataFrame:
     "A row a column; patients, where they are known, are exchanged whole, and are no column themselves."
-    clusters, seed, unit = s.seen.clusters, s.question.seed, "patient of the image"
-    if s.patients is None: return associations(clusters, data, random_state=seed).reset_index(names="column")
-    found = associations(clusters, data.assign(**{unit: s.patients}), patient=unit, random_state=seed).drop(index=unit)
-    tested = found["p"].notna()
-    found.loc[tested, "p_corrected"] = false_discovery_control(found.loc[tested, "p"])
+    found = associations(s.seen.clusters, data, patient=s.patients, random_state=s.question.seed)
     return found.reset_index(names="column")
 
 def _test(s: Stratification, folder: Path):
@@ -384,7 +379,7 @@ def _test(s: Stratification, folder: Path):
     both = s.stages.attempt("associations", lambda: pd.concat(
         [_associated(s, data).assign(of=of) for of, data in parts.items() if len(data.columns)]))
     if both is not None: write_csv(both, folder / "associations.csv")
-    tested = None if both is None else both.set_index("column")
+    tested = None if both is None else both[both["of"] == "table"].set_index("column")
     described = known if people is None else known.assign(**{people: s.cohort.images.table[people]})
     rows = s.stages.attempt("characteristics", lambda: characteristics(clusters, described, tested, people))
     if rows is not None: write_csv(rows.reset_index(), folder / "characteristics.csv")

@@ -110,6 +110,10 @@ def test_table_of_everything(table):
     assert found.loc["flag", "ami"] == pytest.approx(adjusted_mutual_info_score(k, t["flag"]))
     assert found.loc["flag", "remark"] == "60 of 60 patients, by number of images" and found.loc["patient", "remark"] == "120 images"
     pd.testing.assert_frame_equal(found, associations(k, t, patient="patient", n_permutations=99))
+    beside = associations(k, t.drop(columns="patient"), patient=t["patient"].to_numpy(), n_permutations=99)   # exchanged, not tested
+    pd.testing.assert_frame_equal(beside.drop(columns="p_corrected"), found.drop(index="patient").drop(columns="p_corrected"))
+    np.testing.assert_allclose(beside["p_corrected"].dropna(), scipy.stats.false_discovery_control(beside["p"].dropna()))
+    with pytest.raises(ValueError, match="119"): associations(k, t, patient=np.arange(119))
 
 
 def test_chance_is_what_permutations_give(table):
