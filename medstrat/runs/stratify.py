@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEAR', 'STAGES', 'Question', 'Interrupted', 'Stratification', 'read_cohort', 'with_artefacts', 'settle_clusters',
-           'tested_columns', 'alarms', 'start_stratify', 'stratify', 'figure', 'write_example']
+           'known_columns', 'alarms', 'start_stratify', 'stratify', 'figure', 'write_example']
 
 # %% ../../nbs/06_runs/09_stratify.ipynb #b6d7dd68
 import hashlib
@@ -347,7 +347,7 @@ def _encode(s: Stratification, folder: Path):
     np.savez(folder / "seen.npz", **{k: v for k, v in vars(seen).items() if v is not None})
 
 # %% ../../nbs/06_runs/09_stratify.ipynb #f669d233
-def tested_columns(cohort: Cohort) -> pd.DataFrame: # N rows
+def known_columns(cohort: Cohort) -> pd.DataFrame: # N rows
     "What the subgroups could go with: columns of the table, the label by its names."
     images, label = cohort.images, cohort.images.target
     table = images.table.drop(columns=["file", "slice", cohort.group], errors="ignore")
@@ -374,7 +374,7 @@ def _associated(s: Stratification, data: pd.DataFrame) -> pd.DataFrame:
 
 def _test(s: Stratification, folder: Path):
     "Associations of the table's columns and of the files' measures; characteristics."
-    clusters, people, known = s.seen.clusters, s.cohort.group, tested_columns(s.cohort)
+    clusters, people, known = s.seen.clusters, s.cohort.group, known_columns(s.cohort)
     parts = dict(table=known, file=s.artefacts)
     both = s.stages.attempt("associations", lambda: pd.concat(
         [_associated(s, data).assign(of=of) for of, data in parts.items() if len(data.columns)]))
@@ -435,7 +435,7 @@ def _settings(s: Stratification) -> pd.DataFrame:
 def _content(s: Stratification) -> Content:
     "What the report is made of."
     c, m, seen, attempt, of = s.cohort, s.model, s.seen, s.stages.attempt, _of(s.evidence)
-    images, columns, files = c.images, tested_columns(c), c.files
+    images, columns, files = c.images, known_columns(c), c.files
     subgroups = attempt("subgroups", lambda: show_subgroups(images, m, seen))
     path = attempt("path", lambda: path_between(m, seen))
     embedding = attempt("embedding", lambda: map_of(images, seen, columns, s.question.seed))

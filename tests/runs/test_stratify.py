@@ -14,7 +14,7 @@ from medstrat.data.cohort.rules import Rules
 from medstrat.data.cohort.tables import write_csv
 from medstrat.data.images import ImageSet
 from medstrat.runs import stratify as module
-from medstrat.runs.stratify import STAGES, Interrupted, Question, start_stratify, stratify, tested_columns, write_example
+from medstrat.runs.stratify import STAGES, Interrupted, Question, start_stratify, stratify, known_columns, write_example
 from medstrat.training.saving import load_model
 
 TABLES = "assignments.csv", "files.csv", "associations.csv", "artefacts.csv", "characteristics.csv", "duplicates.csv"
@@ -240,7 +240,7 @@ def test_several_slices_of_one_file_are_no_copies_and_one_patient(tmp_path):
 def test_the_label_is_tested_by_its_names():
     table = pd.DataFrame(dict(file=list("abcd"), folder=["x", "x", "y", "y"], label=[0, 0, 1, 1], age=[1., 2, 3, 4], patient=[1, 1, 2, 2]))
     images = ImageSet(np.zeros((4, 8, 8), np.uint8), table, target="label", classes={0: "well", 1: "ill"})
-    of = lambda images: tested_columns(Cohort(images, table, Rules(), [], "patient", None, Path(), ""))
+    of = lambda images: known_columns(Cohort(images, table, Rules(), [], "patient", None, Path(), ""))
     assert list(of(images)) == ["label", "age"] and list(of(images).label) == ["well", "well", "ill", "ill"]   # the folders say the same
     other = images.but(table=table.assign(folder=list("xyxy"), label=[0, -1, 1, 1]))
     assert list(of(other)) == ["folder", "label", "age"] and of(other).label.isna().tolist() == [False, True, False, False]
