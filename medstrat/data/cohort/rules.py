@@ -112,11 +112,6 @@ class Skipped(ValueError):
 
     def __reduce__(self): return type(self), (self.kind, self.reason)  # from one process to another
 
-    @property
-    def failed(self) -> bool:
-        "Does it count as a failure?"
-        return self.kind in FAILURES
-
 # %% ../../../nbs/00_data/11_cohort/00_rules.ipynb #9d53f5c8
 def fill_unmeasured(
     values:np.ndarray, # gray, high is bright
