@@ -205,7 +205,7 @@ def associations(
     clusters:np.ndarray, # (N,) cluster of each image, any codes
     table, # ImageSet or DataFrame (or dictionary of columns) of N rows
     columns:list|None=None, # names of columns; None: all that can be compared
-    patient=None, # column that says which images are one patient's, or (N,) patients; None: nobody's
+    patient=None, # column that says whose an image is, or (N,) patients; None: all independent
     n_permutations:int=999, # behind each p; the smallest p is 1 / (1 + n_permutations)
     random_state:int=0, # same seed, same p
 ) -> pd.DataFrame: # a row a column: kind, n (images used), values (so many), measures, p's, remark

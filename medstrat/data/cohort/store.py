@@ -47,7 +47,7 @@ def store_folder(
     name = f"{_sum(os.path.realpath(folder))}-{_sum(json.dumps([LAYOUT, rules.to_dict()]))}"
     return cohorts_folder(cache_dir) / name
 
-LAYOUT = 2  # of the files below, and of what decoding makes of a file: another number, and all is read anew
+LAYOUT = 2  # of these files, and of what decoding makes of a file; if changed, all is read anew
 
 # %% ../../../nbs/00_data/11_cohort/07_store.ipynb #ee7a9b86
 def _keys(folder, found:list) -> dict: # {key: Found}
