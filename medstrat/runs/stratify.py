@@ -354,7 +354,7 @@ def known_columns(cohort: Cohort) -> pd.DataFrame: # N rows
     if label not in table: return table
     if "folder" in table and label != "folder" and _say_the_same(table["folder"], table[label]):
         table = table.drop(columns="folder")
-    return table.assign(**{label: table[label].map(images.classes)})   # no name: no label
+    return table.assign(**{str(label): table[label].map(images.classes)})   # no name: no label
 
 def _say_the_same(a: pd.Series, b: pd.Series) -> bool:
     return (a.groupby(b).nunique() == 1).all() and (b.groupby(a).nunique() == 1).all()

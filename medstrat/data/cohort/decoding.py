@@ -270,10 +270,10 @@ def settle(
     if rules.levels == "auto":
         by = "range" if not all(f["window"] for f in deep) else "window" if deep else "depth"
         rules = rules.but(levels=by)
-    if rules.levels == "range" and rules.low is None and deep:
-        low, high = min(f["low"] for f in deep), max(f["high"] for f in deep)
-        rules = rules.but(low=low, high=max(high, low + 1))
-    return rules
+    if rules.levels != "range" or rules.low is not None: return rules
+    if not deep: return rules.but(levels="depth")  # no range is known, and a later one would be another's
+    low, high = min(f["low"] for f in deep), max(f["high"] for f in deep)
+    return rules.but(low=low, high=max(high, low + 1))
 
 # %% ../../../nbs/00_data/11_cohort/04_decoding.ipynb #95d5ee99
 def _levels_said(rules:Rules) -> str:

@@ -424,7 +424,8 @@ def _row(s:dict, name:str) -> dict:
     return dict(
         file=name, kind=s["kind"], reason=s["reason"], how="; ".join(facts.get("how", ())),
         **{k: facts.get(k) for k in ("format", "width", "height", "bits", "mode")},
-        pictures=s["pictures"], first=first, sha256=facts.get("sha256"), columns=facts.get("columns", []))
+        pictures=s["pictures"], first=first, sha256=facts.get("sha256"),
+        columns=facts.get("columns", []))
 
 def _frame(records:Iterable, files:dict) -> pd.DataFrame: # a row a file
     "Records as a table, with the names that the cache does not hold"

@@ -240,6 +240,8 @@ def test_settled_rules_leave_nothing_pending(tmp_path):
     second = [decode(p, rules) for p in paths]
     assert not any(d.pending for d in second) and {d.pictures[0].shape for d in second} == {(64, 64, 1)}
     assert not any("clipped" in n for d in second for n in d.facts["how"])
+    shallow = settle(Rules(levels="range"), [first[2].facts])           # no deep file, no range: a later one has its depth
+    assert (shallow.levels, shallow.low) == ("depth", None) and not decode(paths[0], shallow).pending
     known = "low", "high", "bits", "sha256", "width"
     assert [[d.facts[k] for k in known] for d in first] == [[d.facts[k] for k in known] for d in second]
 
