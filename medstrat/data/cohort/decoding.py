@@ -271,7 +271,7 @@ def settle(
         by = "range" if not all(f["window"] for f in deep) else "window" if deep else "depth"
         rules = rules.but(levels=by)
     if rules.levels != "range" or rules.low is not None: return rules
-    if not deep: return rules.but(levels="depth")  # no range is known, and a later one would be another's
+    if not deep: return rules.but(levels="depth")  # nobody knows a range
     low, high = min(f["low"] for f in deep), max(f["high"] for f in deep)
     return rules.but(low=low, high=max(high, low + 1))
 
