@@ -11,9 +11,13 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
+from sklearn.metrics import adjusted_rand_score
+
+KEPT = Path(__file__).parent / "stratify"
 
 HALF = ("-p", "epochs=15", "-p", "pretrain_epochs=20")
 RUNS = {
@@ -34,6 +38,15 @@ def keep(out, table, target):
     (target / "record.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
+def agree(work, target):
+    "Adjusted Rand index of the subgroups of every two seeds of a run."
+    rows = []
+    for name in RUNS:
+        found = {p.name[-1]: pd.read_csv(p / "assignments.csv").cluster for p in sorted(work.glob(f"{name}-seed?"))}
+        rows += [dict(run=name, seeds=f"{a} and {b}", ari=adjusted_rand_score(found[a], found[b])) for a, b in combinations(found, 2)]
+    pd.DataFrame(rows).to_csv(target / "agreement.csv", index=False)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
@@ -49,7 +62,8 @@ def main():
                 words = [str(Path(sys.executable).with_name("medstrat")), "stratify", str(a.folder / "images"), "--table", str(table), "--model", model,
                          "--clusters", "3", "--patient", "patient", "--size", "64", "--seed", str(seed), "--out", str(out), *more]
                 subprocess.run(words, check=True)
-            keep(out, table, Path(__file__).parent / "stratify" / out.name)
+            keep(out, table, KEPT / out.name)
+    agree(a.work, KEPT)
 
 
 if __name__ == "__main__": main()
