@@ -369,7 +369,7 @@ def tested_columns(cohort: Cohort) -> pd.DataFrame: # N rows
     if label not in table: return table
     if "folder" in table and label != "folder" and _say_the_same(table["folder"], table[label]):
         table = table.drop(columns="folder")
-    return table.assign(**{label: table[label].map(images.classes)})   # no name: no label
+    return table.assign(**{str(label): table[label].map(images.classes)})   # no name: no label
 
 def _say_the_same(a: pd.Series, b: pd.Series) -> bool:
     return (a.groupby(b).nunique() == 1).all() and (b.groupby(a).nunique() == 1).all()
@@ -411,6 +411,8 @@ def alarms(s: Stratification) -> list: # of sentences
         said.append(str(s.leading))
         if s.leading.name in s.question.condition: said.append(
             f"The method was told {s.leading.name!r}, and its subgroups go with it all the same.")
+        if not s.question.method.method.conditional: said.append(
+            f"{s.question.method.name} cannot be told a condition; add --model vade for that.")
     failed = files[files.kind.isin(FAILURES)] if "kind" in files else files[:0]
     if len(failed): said.append(
         f"{len(failed):,} of {len(files):,} files are images that could not be read. If they "

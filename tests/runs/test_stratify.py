@@ -214,6 +214,7 @@ def test_an_artefact_that_explains_everything_is_said_first(tmp_path):
     for i in range(60): Image.fromarray((rng.integers(0, 60, (40, 40)) + 150 * (i % 2)).astype(np.uint8)).save(folder / f"{i:02}.png")
     out = stratify(folder, out=tmp_path / "report", cache_dir=tmp_path / "cache", model="pixels + k-means", clusters=2, reading=dict(size=32))
     record = json.loads((out / "record.json").read_text())
+    assert record["alarms"][1] == "pixels + k-means cannot be told a condition; add --model vade for that."
     assert "--condition file_" in record["alarms"][0] and "The subgroups go with an artefact" in (out / "report.html").read_text()
 
 
