@@ -50,7 +50,8 @@ def parse_parameters(
 # %% ../nbs/11_cli.ipynb #4b16f177
 # modules that every run needs, then a kernel as Jupyter starts it
 _LOADED_FIRST = (
-    "import medstrat.runs.records, medstrat.parts.figures, medstrat.training.loop; from ipykernel import kernelapp;"
+    "import medstrat.runs.records, medstrat.parts.figures, medstrat.training.loop, warnings;"
+    " from ipykernel import kernelapp; warnings.formatwarning = lambda said, *_, **__: f'medstrat: {said}\\n';"
     " kernelapp.launch_new_instance()"
 )
 
@@ -221,11 +222,12 @@ def _asked(words: dict, pairs: list, rules: list, more: dict) -> tuple: # (param
 # %% ../nbs/11_cli.ipynb #eb882dac
 def _stratify(words: dict, pairs: list, rules: list, more: dict, manager):
     "The folder of the results, from what was typed."
-    from medstrat.runs.stages import beside, check_free, finished
+    from medstrat.runs.stages import beside, check_free, finished, make_place
     given, question = _asked(words, pairs, rules, more)
     folder = Path(more["out"])
     check_free(folder)
     beside(folder, more["key_file"])
+    make_place(folder)
     if not finished(folder, question.to_dict()):
         return execute(given, folder, manager, "09_stratify", "stratify.ipynb")
     typer.echo(f"{folder} is there already, with the answer to this question; nothing was done.")

@@ -81,10 +81,16 @@ def test_errors_are_one_line(words, says, tmp_path, monkeypatch, capsys):
 
 def test_an_error_inside_the_notebook_leaves_no_half_folder(place):
     where, words, _ = place
-    code, out, err = run("stratify", "nowhere", *SMALL, "--out", "none", cwd=where)
+    code, out, err = run("stratify", "nowhere", *SMALL, "--out", "not/yet/there/none", cwd=where)   # the notebook so far needs a place
     last = err.splitlines()[-1]
     assert code == 1 and last.startswith("medstrat: ") and "nowhere" in last and "Traceback" not in err and not out
-    assert not (where / "none").exists() and not (where / "none.partial").exists()
+    assert [p.name for p in (where / "not/yet/there").iterdir()] == ["none.unfinished.ipynb"]
+
+
+def test_a_warning_in_the_notebook_is_a_line_for_a_reader():
+    code = cli._LOADED_FIRST.replace("kernelapp.launch_new_instance()", "warnings.warn('one cluster is empty')")
+    got = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True)
+    assert got.stderr == "medstrat: one cluster is empty\n" and got.returncode == 0
 
 
 def wait_for(path, process):

@@ -57,7 +57,7 @@ def _starts_at_0(infos) -> bool: return min((i.header_offset for i in infos), de
 def open_npz(path:Path): # yields (ZipFile, {key: ZipInfo})
     "An npz file, open; FileNotFoundError when it is absent, ValueError when it is none or damaged"
     if path.is_dir(): raise FileNotFoundError(f"{path} is a folder; an npz file is needed.")
-    if not path.is_file(): raise FileNotFoundError(f"There is no file {path}.")
+    if not path.is_file(): raise FileNotFoundError(f"There is no file or folder {path}.")
     size = f"{path.stat().st_size:,} bytes"
     with open(path, "rb") as f: whole = zipfile.is_zipfile(f)
     if not whole: raise ValueError(

@@ -22,8 +22,8 @@ class CDVaDENetwork(VaDENetwork):
             raise ValueError(
                 "CDVaDE needs a condition: the columns of the images' table that the clusters are"
                 " to look beyond, for example condition='color' (medstrat run cdvade --dataset"
-                " colored-digits -p condition=color), or fit(X, condition=values). Without one it"
-                " is VaDE.")
+                " colored-digits -p condition=color; medstrat stratify FOLDER --model cdvade"
+                " --condition COLUMN), or fit(X, condition=values). Without one it is VaDE.")
 
 # %% ../../nbs/04_methods/09_cdvade.ipynb #52f28a30
 _CONV = dict(

@@ -64,12 +64,12 @@ def compare_sizes(
     return dict(subgroups=rows, chi_square=round(statistic, 3), p=p)
 
 def in_words(summary: dict) -> list: # of lines
-    "What a summary says, for a terminal."
+    "What a summary says, for a terminal: how the files were read, and what came out."
     rows, n = summary["subgroups"], summary["images"]
     lines = [f"subgroup {r['cluster']}: {r['now']:,} of {n:,} ({r['share_now']:.1%}; "
              f"{r['share_then']:.1%} among the fitted images)" for r in rows]
     people = "images" if summary["patients"] is None else "patients"
-    return lines + [
+    return summary["notices"] + lines + [
         f"sizes differ from those of the fitted images with p = {summary['p']:.3g} "
         f"(999 exchanges of {people})",
         f"unlike anything seen: {summary['outliers']:,} images ({summary['share_outliers']:.1%}; "
@@ -126,6 +126,8 @@ def _with_measures(model, images: ImageSet, rules: Rules, paths: dict) -> ImageS
 def _assign(model, cohort: Cohort, max_failed: float, paths: dict, folder: Path):
     "All tables of the new images, into a folder."
     images, files = without_colour(cohort, max_failed)
+    left_out = len(cohort.images) - len(images)
+    colour = [f"{left_out:,} pictures are in colour, and the model has learned gray: left out."] if left_out else []
     usual, people = Reference(**model.reference_), None
     if cohort.group is not None: people = group_codes(images.table[cohort.group])
     seen = describe(model, _with_measures(model, images, cohort.rules, paths))
@@ -135,7 +137,7 @@ def _assign(model, cohort: Cohort, max_failed: float, paths: dict, folder: Path)
         **compare_sizes(usual, seen.clusters, people), outliers=int(rows.outlier.sum()),
         share_outliers=round(float(rows.outlier.mean()), 4),
         share_outliers_then=round(usual.outliers_among / sum(usual.sizes), 4),
-        notices=cohort.notices, rules=cohort.rules.to_dict())
+        notices=cohort.notices + colour, rules=cohort.rules.to_dict())
     write_csv(rows, folder / "assignments.csv")
     write_csv(rows[rows.outlier], folder / "outliers.csv")
     write_csv(files, folder / "files.csv")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ENV
 
-from medstrat.runs.stages import Stages, digest, finished, write_json
+from medstrat.runs.stages import Stages, digest, finished, make_place, write_json
 
 QUESTION = dict(folder="a", seed=0)
 
@@ -103,6 +103,21 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot be written to .*Give another folder"): Stages(tmp_path / "file" / "r", QUESTION)
+
+
+def test_a_place_is_made_or_the_reason_given(tmp_path):
+    make_place(tmp_path / "a" / "b" / "report")
+    assert (tmp_path / "a" / "b").is_dir() and not (tmp_path / "a" / "b" / "report").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot be written to .*Give another folder"): make_place(tmp_path / "file" / "r" / "report")
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions that bind")
+def test_a_place_that_is_closed(tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(OSError, match=r"cannot be written to .*no permission"): make_place(tmp_path / "report")
+    finally: tmp_path.chmod(0o700)
 
 
 def test_the_second_start_is_told_and_the_first_goes_on(tmp_path):

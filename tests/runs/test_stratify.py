@@ -171,6 +171,42 @@ def test_conditions_of_the_table_and_of_the_files(example, tmp_path, condition):
     with pytest.raises(ValueError, match="Did you mean 'view'"): stratify(**example, out=tmp_path / "other", cache_dir=tmp_path / "cache", condition="veiw", **SMALL)
 
 
+@pytest.mark.parametrize("words, says", [
+    (dict(condition="veiw"), "Did you mean 'view'"), (dict(condition=["file_contrast", "gaps"]), "'gaps' is missing or infinite for 5 of 60"),
+    (dict(clusters=61), "61 subgroups cannot be found in 60 images"), (dict(n=19, clusters="auto"), "an elbow cannot be seen with 19 images"),
+])
+def test_what_the_cohort_cannot_answer_is_said_before_anything_is_measured(example, tmp_path, monkeypatch, words, says):
+    monkeypatch.setattr(module, "measure_files", lambda *a, **k: pytest.fail("the files were measured"))
+    table = pd.read_csv(example["table"])
+    write_csv(table.assign(gaps=np.where(table.index % 12, table.age, np.nan)), tmp_path / "t.csv")
+    if n := words.pop("n", None): example = write_example(tmp_path / "few", n)
+    with pytest.raises(ValueError, match=says): stratify(example["folder"], table=tmp_path / "t.csv", out=tmp_path / "report", cache_dir=tmp_path / "cache", **SMALL | words)
+    assert not list(tmp_path.glob("report*")), "the corrected question finds the place free"
+
+
+def test_names_that_could_act_in_a_spreadsheet_or_read_as_numbers(tmp_path):
+    folder, rng = tmp_path / "images", np.random.default_rng(0)
+    folder.mkdir()
+    names = ["=cmd|calc!A1.png", "+1.png", "-2.png", "@x.png", "007", "7", "1e3", "NA", "nan", "'=quoted.png", "<img src=x onerror=alert(1)>.png", *(f"{i}.png" for i in range(9))]
+    sides = rng.permutation(np.arange(20, 40))
+    for n, side in zip(names, sides, strict=True):
+        with open(folder / n, "wb") as f: Image.fromarray(rng.integers(0, 256, (int(side), 20), np.uint8)).save(f, "PNG")
+    write_csv(pd.DataFrame({"file": names, "=1+1": rng.permutation(["-a", "=b"] * 10)}), tmp_path / "t.csv")
+    s = start_stratify(folder, table=tmp_path / "t.csv", out=tmp_path / "report", cache_dir=tmp_path / "cache", model="pixels + k-means", clusters=2, reading=dict(size=32))
+    for stage in STAGES: getattr(s, stage)()
+    assert dict(zip(s.cohort.images.table.file, s.artefacts.file_height, strict=True)) == dict(zip(names, sides, strict=True))
+    assert "=1+1" in set(s.evidence["associations"].column) and {"-a", "=b"} <= set(s.evidence["characteristics"].index.get_level_values("value"))
+    out = s.finish()
+    assert "<img src=x onerror" not in (out / "report.html").read_text()
+    assert not any(line.startswith(("=", "+", "-", "@")) for line in (out / "assignments.csv").read_text().splitlines())
+
+
+def test_an_elbow_among_few_images(tmp_path):
+    small = write_example(tmp_path, 24)
+    out = stratify(**small, out=tmp_path / "report", cache_dir=tmp_path / "cache", **SMALL | dict(model="vade", clusters="auto", pretrain_epochs=2))
+    assert 2 <= json.loads((out / "record.json").read_text())["n_clusters"] <= 24
+
+
 def test_an_artefact_that_explains_everything_is_said_first(tmp_path):
     "Two halves that differ by exposure alone: the alarm, and the option that runs again"
     rng, folder = np.random.default_rng(0), tmp_path / "images"
@@ -178,6 +214,7 @@ def test_an_artefact_that_explains_everything_is_said_first(tmp_path):
     for i in range(60): Image.fromarray((rng.integers(0, 60, (40, 40)) + 150 * (i % 2)).astype(np.uint8)).save(folder / f"{i:02}.png")
     out = stratify(folder, out=tmp_path / "report", cache_dir=tmp_path / "cache", model="pixels + k-means", clusters=2, reading=dict(size=32))
     record = json.loads((out / "record.json").read_text())
+    assert record["alarms"][1] == "pixels + k-means cannot be told a condition; add --model vade for that."
     assert "--condition file_" in record["alarms"][0] and "The subgroups go with an artefact" in (out / "report.html").read_text()
 
 

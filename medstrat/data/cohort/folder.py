@@ -171,9 +171,24 @@ def _numbered(cohort:Cohort, pseudonyms) -> Cohort:
     numbers = {c: pseudonyms.apply(table[c], kind) for c, kind in kinds.items()}
     for c in table.columns.difference([*kinds, cohort.images.target]):
         if (said := _repeats(table[c], pseudonyms)) is not None: numbers[c] = said
-    images = cohort.images.but(table=table.assign(**numbers))
-    files, said = _numbered_files(cohort.files, pseudonyms), map(pseudonyms.scrub, cohort.notices)
-    return replace(cohort, images=images, joined=None, files=files, notices=list(said))
+    classes = _numbered_classes(cohort.images, pseudonyms)
+    images = cohort.images.but(table=table.assign(**numbers), classes=classes)
+    files = _numbered_files(cohort.files, pseudonyms)
+    said = _numbered_notices(cohort, files, pseudonyms)
+    return replace(cohort, images=images, joined=None, files=files, notices=said)
+
+def _numbered_classes(images:ImageSet, pseudonyms) -> dict:
+    "The names of the classes, unless they are those of folders"
+    if images.target != "folder": return images.classes
+    numbers = pseudonyms.apply(list(images.classes.values()), "folder")
+    return {code: f"folder {n}" for code, n in zip(images.classes, numbers, strict=True)}
+
+# %% ../../../nbs/00_data/11_cohort/08_folder.ipynb #8fd65645
+def _numbered_notices(cohort:Cohort, files:pd.DataFrame, pseudonyms) -> list: # of texts
+    "The notices without names; `files` is the account by numbers"
+    summed = _summary(files, cohort.images.images)
+    settled, *more = cohort.notices[len(summed):]
+    return [*summed, settled, *map(pseudonyms.scrub, more)]
 
 # %% ../../../nbs/00_data/11_cohort/08_folder.ipynb #ee2e444b
 def _repeats(values:pd.Series, pseudonyms): # -> Series or None
@@ -187,7 +202,8 @@ def _repeats(values:pd.Series, pseudonyms): # -> Series or None
 def _numbered_files(files:pd.DataFrame, pseudonyms) -> pd.DataFrame:
     "The account by numbers; equal contents have equal numbers, too"
     reasons = {r: pseudonyms.scrub(r) for r in files.reason.dropna().unique()}
-    files = files.assign(file=pseudonyms.apply(files.file, "file"), reason=files.reason.map(reasons))
+    reason = files.reason.map(reasons).astype(object)
+    files = files.assign(file=pseudonyms.apply(files.file, "file"), reason=reason)
     files = files.sort_values("file", ignore_index=True)
     return files.assign(sha256=pd.factorize(files.sha256)[0])
 

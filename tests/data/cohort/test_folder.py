@@ -223,8 +223,9 @@ def test_no_name_is_handed_out(classes, tmp_path):
     named = read_folder(classes, rows, rules=S8)
     c = read_folder(classes, rows, rules=S8, pseudonyms=Pseudonyms(tmp_path / "key.csv"))
     text = c.images.table.to_csv() + c.files.to_csv() + "\n".join(c.notices) + repr(c.joined)
-    for name in ("Müller", "Meier", "Schulze", "Patient-", ".png", "/data"): assert name not in text, name
-    assert np.array_equal(c.images.images, named.images.images) and c.images.labels.tolist() == named.images.labels.tolist() and c.images.classes == {0: "ill", 1: "well"}
+    text += str(c.images.classes)
+    for name in ("Müller", "Meier", "Schulze", "Patient-", ".png", "/data", "ill", "well"): assert name not in text, name
+    assert np.array_equal(c.images.images, named.images.images) and c.images.labels.tolist() == named.images.labels.tolist() and set(c.images.classes.values()) == {"folder 1", "folder 2"}
     key = pd.read_csv(tmp_path / "key.csv")
     back = dict(key[key.kind == "file"][["number", "name"]].itertuples(index=False))
     assert [back[n] for n in c.images.table.file] == named.images.table.file.tolist() and set(back.values()) >= set(named.files.file)
@@ -232,6 +233,16 @@ def test_no_name_is_handed_out(classes, tmp_path):
     assert (pd.factorize(c.images.table.patient)[0] == pd.factorize(named.images.table.patient)[0]).all()
     again = read_folder(classes, rows, rules=S8, pseudonyms=Pseudonyms(tmp_path / "key.csv"))
     assert again.images.table.equals(c.images.table) and again.files.equals(c.files)
+
+
+def test_folders_of_patients_are_numbered_and_sentences_keep_their_numbers(tmp_path):
+    for i in range(16): picture(tmp_path / "c" / f"Müller_{i // 2}" / f"{i % 2}.png", 10 * i)
+    named, c = read_folder(tmp_path / "c", rules=S8), read_folder(tmp_path / "c", rules=S8, pseudonyms=Pseudonyms(tmp_path / "key.csv"))
+    text = c.images.table.to_csv() + c.files.to_csv() + "\n".join(c.notices) + str(c.images.classes)
+    assert "Müller" not in text and c.images.labels.tolist() == named.images.labels.tolist()
+    assert c.notices[:2] == named.notices[:2] and "padded with gray 0" in c.notices[1]
+    back = {n: name for name, n in Pseudonyms(tmp_path / "key.csv").numbers["folder"].items()}
+    assert {k: back[int(v.removeprefix("folder "))] for k, v in c.images.classes.items()} == named.images.classes
 
 
 def test_nor_when_it_ends_in_an_error(flat, tmp_path):
