@@ -444,10 +444,12 @@ def _current(store:dict, files:dict) -> bool:
 
 # %% ../../../nbs/00_data/11_cohort/07_store.ipynb #61be1d53
 class Pictures(np.memmap):
-    "A memory map that holds what was asked for last, and no more; all that is made of it is an array"
+    "A memory map that holds what was asked for last, and no more; all made of it are plain arrays"
     def __getitem__(self, rows):
         pages = getattr(self, "_mmap", None)
         if hasattr(pages, "madvise"): pages.madvise(mmap.MADV_DONTNEED)
+        if pages is not None and isinstance(rows, (list, np.ndarray)) and np.ndim(rows) == 1:
+            return _gathered(self, pages, np.arange(len(self))[rows])
         found = super().__getitem__(rows)
         copied = isinstance(found, np.memmap) and getattr(found, "_mmap", None) is None
         return found.view(np.ndarray) if copied else found
@@ -455,6 +457,19 @@ class Pictures(np.memmap):
     def __array_wrap__(self, array, context=None, return_scalar=False):
         plain = np.asarray(array)
         return plain[()] if return_scalar else plain
+
+# %% ../../../nbs/00_data/11_cohort/07_store.ipynb #a710c6c7
+def _gathered(x:Pictures, pages, rows:np.ndarray) -> np.ndarray:
+    "Rows of a map, read from its file; by the map where that cannot be"
+    plain = x.view(np.ndarray)
+    if not plain.flags.c_contiguous or plain.ndim < 2 or not hasattr(os, "preadv"): return plain[rows]
+    out, start = np.empty((len(rows), *x.shape[1:]), x.dtype), plain.ctypes.data - np.frombuffer(pages, np.uint8).ctypes.data
+    try: f = open(str(x.filename), "rb", buffering=0)
+    except OSError: return plain[rows]  # the file has gone; the map still has it
+    with f:
+        for one, i in zip(out, rows.tolist(), strict=True):
+            if os.preadv(f.fileno(), [one], start + i * one.nbytes) < one.nbytes: return plain[rows]
+    return out
 
 # %% ../../../nbs/00_data/11_cohort/07_store.ipynb #02291fa2
 def read_all(

@@ -422,6 +422,20 @@ def test_pictures_let_go_of_what_was_read(tmp_path):
     gc.collect()
     for i in range(0, 2**14, 256): ours[i:i + 256].sum()
     assert mapped(path) < 2**24     # of 2**26
+    ours[some[:4000]]               # from here and there, in one piece
+    assert mapped(path) < 2**24
+
+
+@pytest.mark.parametrize("rows", [[3, 0, -1], np.arange(6) % 2 == 0, np.array([], int), np.array([5, 5])])
+def test_rows_from_here_and_there_are_those_of_an_array(tmp_path, rows):
+    path, x = tmp_path / "x", np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), np.uint8)
+    path.write_bytes(x.tobytes())
+    ours = Pictures(path, np.uint8, "r", shape=x.shape)
+    some = slice(2, 6)
+    assert (ours[rows] == x[rows]).all() and (ours[some][[1, 0]] == x[some][[1, 0]]).all() and (ours[::2][[1, 0]] == x[::2][[1, 0]]).all()
+    with pytest.raises(IndexError): ours[[6]]
+    path.unlink()
+    assert (ours[rows] == x[rows]).all()
 
 
 def test_what_is_made_of_pictures_is_a_plain_array(tmp_path):
