@@ -37,7 +37,7 @@ def test_a_run_with_a_table(scans, tmp_path):
     folder = finish(run)
     record = json.loads((folder / "run.json").read_text())
     assert record["dataset"] == "scans" and record["source"] == str(scans.resolve()) and sum(record["images"].values()) == 47 and record["metrics"]["stat_accuracy"] == 1
-    assert record["reading"]["size"] == 16 and record["reading"]["levels"] == "range" and record["parameters"]["table"].endswith("cohort.csv") and record["parameters"]["reading"] == {"size": 16, "levels": "range"}
+    assert record["reading"]["size"] == 16 and record["reading"]["levels"] == "depth" and record["parameters"]["table"].endswith("cohort.csv") and record["parameters"]["reading"] == {"size": 16, "levels": "range"}
     assert any("1 files could not be read" in n for n in record["notices"]) and any("without a test split" in n and "patient" in n for n in record["notices"])
     files = pd.read_csv(folder / "files.csv")
     assert len(files) == 48 and files.status.value_counts().to_dict() == {"read": 47, "skipped": 1}

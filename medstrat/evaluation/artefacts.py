@@ -185,7 +185,7 @@ class LeadingArtefact:
             f" is guessed with a balanced accuracy of {self.predicts:.0%} (by chance"
             f" {self.by_chance:.0%}; p = {self.p:.2g}, corrected{than}). They may be groups of"
             f" files, not of patients.{maybe} To look for subgroups beyond it, run again with"
-            f" {self.option}.")
+            f" `{self.option}`.")
 
 # %% ../../nbs/05_evaluation/06_artefacts.ipynb #7cd152f0
 def leading_artefact(

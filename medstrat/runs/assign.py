@@ -77,7 +77,7 @@ def in_words(summary: dict) -> list: # of lines
 
 # %% ../../nbs/06_runs/10_assign.ipynb #6989819e
 def assign_folder(
-    model,              # path of a model that `stratify` has made
+    model,              # path of a model that stratify has made
     folder,             # of new image files
     out="assigned",     # the folder of the results
     table=None, key=None, patient=None,  # as for `stratify`

@@ -126,7 +126,7 @@ def assigned(
 
 # %% ../../nbs/06_runs/04_reference.ipynb #a354e7ff
 def shift_p(
-    reference: list,  # [[images in each subgroup], patients], as `count_units` gives it
+    reference: list,  # [[images in each subgroup], patients], as count_units gives it
     new: list,        # the same of another cohort
     n_permutations: int = 999,
     random_state: int = 0,

@@ -374,7 +374,7 @@ def _say_the_same(a: pd.Series, b: pd.Series) -> bool:
     return (a.groupby(b).nunique() == 1).all() and (b.groupby(a).nunique() == 1).all()
 
 # %% ../../nbs/06_runs/09_stratify.ipynb #4cade461
-def _of(evidence: dict) -> dict: # "table", "file" → as `associations` gives it, or None
+def _of(evidence: dict) -> dict: # "table", "file" → as associations gives it, or None
     "The evidence, apart: columns of the table, and measures of the files."
     if (found := evidence.get("associations")) is None: return dict(table=None, file=None)
     of = {k: g.drop(columns="of").set_index("column") for k, g in found.groupby("of")}
@@ -494,7 +494,7 @@ def start_stratify(
     n_jobs=None,         # processes that read and measure; None: one a core
     cache_dir=None,      # where decoded pictures are kept; None: the platform's cache folder
     key_file=None,       # pseudonymise: where the key goes; None: beside `out`
-    **given,             # fields of `Question`; the rest are hyper-parameters
+    **given,             # fields of Question; the rest are hyper-parameters
 ) -> Stratification:
     "Check a question and claim the folder of its answer. ValueError, FileExistsError, OSError."
     asked = {f.name for f in fields(Question)} - {"parameters"}

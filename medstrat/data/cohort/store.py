@@ -463,7 +463,8 @@ def _gathered(x:Pictures, pages, rows:np.ndarray) -> np.ndarray:
     "Rows of a map, read from its file; by the map where that cannot be"
     plain = x.view(np.ndarray)
     if not plain.flags.c_contiguous or plain.ndim < 2 or not hasattr(os, "preadv"): return plain[rows]
-    out, start = np.empty((len(rows), *x.shape[1:]), x.dtype), plain.ctypes.data - np.frombuffer(pages, np.uint8).ctypes.data
+    out = np.empty((len(rows), *x.shape[1:]), x.dtype)
+    start = plain.ctypes.data - np.frombuffer(pages, np.uint8).ctypes.data
     try: f = open(str(x.filename), "rb", buffering=0)
     except OSError: return plain[rows]  # the file has gone; the map still has it
     with f:
