@@ -80,12 +80,12 @@ def assign_folder(
     model,              # path of a model that stratify has made
     folder,             # of new image files
     out="assigned",     # the folder of the results
-    table=None, key=None, patient=None,  # as for `stratify`
+    table=None, key=None, patient=None,  # as for stratify
     max_failed: float = .05,
     pseudonymise: bool = False,
     key_file=None,      # and where the key goes; None: beside `out`
     n_jobs=None, cache_dir=None,
-) -> dict:              # the summary, see `compare_sizes`
+) -> dict:              # the summary, see compare_sizes
     "Put new images into a model's subgroups. ValueError, OSError, FileExistsError."
     net, here = load_for_new(model), Path(folder).expanduser().absolute()
     with open(model, "rb") as f: checksum = hashlib.file_digest(f, "sha256").hexdigest()

@@ -156,7 +156,7 @@ main > section > h2 { border-bottom: 1px solid var(--line); padding-bottom: .3re
 h2 span { color: var(--soft); } h3 { font-size: 1.12rem; margin: 1.8rem 0 .5rem; }
 h4 { font-size: .95rem; margin: 1.2rem 0 .4rem; }
 small { font: .85rem system-ui, sans-serif; color: var(--soft); margin-left: .4em; } a { color: var(--blue); }
-p { margin: .6rem 0; } code { white-space: nowrap; font-size: .9em; background: var(--pale); padding: .1em .3em; }
+p { margin: .6rem 0; } code { font-size: .9em; background: var(--pale); padding: .1em .3em; }
 .privacy, .calm, .alarms { padding: .7rem 1rem; border-left: 4px solid var(--line); background: var(--pale); }
 .privacy { font-size: .92rem; } .alarms { border-color: #b4460c; background: #fdf3ec; margin-top: 1rem; }
 .alarms h2 { margin: 0 0 .4rem; font-size: 1.15rem; } .alarms ul { margin: 0; padding-left: 1.2rem; }
@@ -167,7 +167,7 @@ dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(15rem, 1
   margin: .5rem 0; }
 dl div { display: flex; justify-content: space-between; gap: 1rem; border-bottom: 1px solid var(--line);
   padding: .3rem 0; }
-dt { color: var(--soft); flex: none; } dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; }
+dt { color: var(--soft); } dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; margin: .6rem 0; } .scroll:focus-visible { outline: 2px solid var(--blue); }
 table { border-collapse: collapse; font-size: .88rem; overflow-wrap: normal; min-width: min(100%, 30rem); }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; vertical-align: top; border-bottom: 1px solid var(--line); }

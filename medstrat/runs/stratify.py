@@ -523,7 +523,7 @@ def figure(s: Stratification, name: str, draw): # an IPython Image; None: it fai
 def write_example(
     where,        # a folder
     n: int = 60,  # files
-) -> dict:        # folder and table, as `start_stratify` takes them
+) -> dict:        # folder and table, as start_stratify takes them
     "Write a small cohort of files and its table."
     from PIL import Image
     digits = load_dataset("digits").train
