@@ -222,14 +222,15 @@ def _finished(where:Path): # -> dict or None
     except (OSError, ValueError, KeyError): return None
     return meta | dict(known={r["key"]: r for r in map(json.loads, text.splitlines())})
 
-def _finish(where:Path, records:list, pictures:str, shape:list, rules:Rules, token:str):
-    "Write records, then meta data; what neither of them names is deleted"
+def _finish(where:Path, records:list, pictures:str, shape:list, rules:Rules, token:str) -> dict:
+    "Write records, then meta data; returns what `_finished` would read"
     lines = "".join(json.dumps(r) + "\n" for r in records).encode()
     meta = dict(shape=shape, pictures=pictures, records=f"records-{token}.jsonl",
                 rules=rules.to_dict(), checksum=hashlib.sha256(lines).hexdigest())
     _put(where / f"records-{token}.jsonl", lines)
     _put(where / "meta.new", json.dumps(meta).encode())
     os.replace(where / "meta.new", where / "meta.json")
+    return meta | dict(known={r["key"]: r for r in records})
 
 def _put(path:Path, content:bytes):
     with open(path, "wb", opener=_private) as f:
@@ -388,8 +389,8 @@ def _gather(where:Path, records:list, bytes_:int, name:str) -> str: # name of th
     return name
 
 # %% ../../../nbs/00_data/11_cohort/07_store.ipynb #baf88f84
-def _read(r:_Reading):
-    "The whole reading, up to a finished store"
+def _read(r:_Reading) -> dict:
+    "The whole reading, up to a finished store, and what it says"
     first = _turn(r, list(r.files), r.rules, "first")
     _stop_iftoo_many(r, first)
     rules = settle(r.rules, [s["facts"] for s in first.values() if s["facts"]])
@@ -399,7 +400,7 @@ def _read(r:_Reading):
     pictures = _gather(r.where, records, r.journal.bytes(c), f"pictures-{token}.raw")
     for s in records:
         if s["pictures"]: s["place"], n = [pictures, n], n + s["pictures"]
-    _finish(r.where, records, pictures, [n, side, side, c], rules, token)
+    return _finish(r.where, records, pictures, [n, side, side, c], rules, token)
 
 def _stop_iftoo_many(r:_Reading, records:dict):
     "Unreadable: too many files failed, or nothing was read"
@@ -489,8 +490,7 @@ def read_all(
     with _alone(where), _room(where, len(found), rules):
         store = _finished(where) or {}
         if not _current(store, files):
-            _read(_Reading(where, files, rules, store, n_jobs, max_failed, progress))
-            store = _finished(where) or {}
+            store = _read(_Reading(where, files, rules, store, n_jobs, max_failed, progress))
         _sweep(where, store)
         shape = tuple(store["shape"])
         images = Pictures(where / store["pictures"], np.uint8, "r", shape=shape)
