@@ -1,5 +1,6 @@
 "What the tests share: tiny images, tiny networks, and a way to stop a training in the middle."
 import atexit
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -437,3 +438,20 @@ def spy(monkeypatch):
     real = Backbone.forward
     monkeypatch.setattr(Backbone, "forward", lambda self, x: seen.append(len(x)) or real(self, x))
     return seen
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    "`refused(words, says)`: the command says so in one line, before any notebook is started, and leaves nothing behind"
+    from medstrat import cli
+    def refused(words, says):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["medstrat", *words])
+        monkeypatch.setattr(cli, "kernel", contextlib.nullcontext)
+        monkeypatch.setattr(cli, "execute", lambda *_: pytest.fail("not noticed before the notebook"))
+        with pytest.raises(SystemExit) as e: cli.main()
+        got = capsys.readouterr()
+        assert e.value.code == 1 and not got.out
+        assert len(got.err.splitlines()) == 1 and got.err.startswith("medstrat: ") and says in got.err
+        assert not list(tmp_path.iterdir())
+    return refused

@@ -1,5 +1,4 @@
 """The command: its errors and lists; and in a process of its own, whose kernel, whose backend, and what signals do."""
-import contextlib
 import json
 import os
 import signal
@@ -39,16 +38,8 @@ def command(*words, cwd=None): return python("from medstrat.cli import main; mai
     (["run", "vaesim", "--dataset", "nowhere.npz"], "nowhere"),
     (["table", "nothing-here"], "no finished runs"),
 ], ids=lambda w: " ".join(w) if isinstance(w, list) else None)
-def test_errors_are_one_line(words, says, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["medstrat", *words])
-    monkeypatch.setattr(cli, "kernel", contextlib.nullcontext)
-    monkeypatch.setattr(cli, "execute", lambda *_: pytest.fail("not noticed before the notebook"))
-    with pytest.raises(SystemExit) as e: cli.main()
-    got = capsys.readouterr()
-    assert e.value.code == 1 and not got.out
-    assert len(got.err.splitlines()) == 1 and got.err.startswith("medstrat: ") and says in got.err
-    assert not list(tmp_path.iterdir())
+def test_errors_are_one_line(words, says, refused):
+    refused([*words], says)
 
 
 def test_usage_errors_end_with_two():

@@ -1,5 +1,4 @@
 "`medstrat stratify` and `medstrat assign`, typed: one line for a mistake, one folder for an answer; killed, stopped or started twice."
-import contextlib
 import filecmp
 import json
 import os
@@ -67,16 +66,8 @@ def test_the_same_question_is_there_and_another_is_refused(place):
     (["--levels", "depht"], "levels"), (["--reading", "aspekt=pad"], "Did you mean 'aspect'"), (["--reading", "aspect"], "name=value"),
     (["--seed", "-1"], "seed"), (["--pseudonymise", "--key-file", "report/key.csv"], "is handed on"),
 ], ids=lambda w: " ".join(w) if isinstance(w, list) else None)
-def test_errors_are_one_line(words, says, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["medstrat", "stratify", "images", *words])
-    monkeypatch.setattr(cli, "kernel", contextlib.nullcontext)
-    monkeypatch.setattr(cli, "execute", lambda *_: pytest.fail("not noticed before the notebook"))
-    with pytest.raises(SystemExit) as e: cli.main()
-    got = capsys.readouterr()
-    assert e.value.code == 1 and not got.out
-    assert len(got.err.splitlines()) == 1 and got.err.startswith("medstrat: ") and says in got.err
-    assert not list(tmp_path.iterdir())
+def test_errors_are_one_line(words, says, refused):
+    refused(["stratify", "images", *words], says)
 
 
 def test_an_error_inside_the_notebook_leaves_no_half_folder(place):
