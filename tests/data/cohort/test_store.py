@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medstrat.data.cohort import store
+from medstrat.data.cohort import store, workers
 from medstrat.data.cohort.decoding import decode
 from medstrat.data.cohort.listing import list_files
-from medstrat.data.cohort.rules import Rules
+from medstrat.data.cohort.rules import Rules, Skipped
 from medstrat.data.cohort.store import Unreadable, cohorts_folder, forget, read_all, store_folder
 from medstrat.data.sources import forget_notices
 
@@ -56,7 +56,7 @@ def decoded(monkeypatch):
     def spy(path, rules):
         seen.append(Path(path).name)
         return decode(path, rules)
-    monkeypatch.setattr(store, "decode", spy)
+    monkeypatch.setattr(workers, "decode", spy)
     return seen
 
 
@@ -81,7 +81,7 @@ def test_the_store_is_what_decode_gives(mixed):
 
 def test_processes_give_the_same(mixed, monkeypatch):
     one = read(mixed)
-    monkeypatch.setattr(store, "FEW", 0)
+    monkeypatch.setattr(workers, "FEW", 0)
     two = read(mixed, n_jobs=2, cache_dir=mixed.parent / "other")
     assert np.array_equal(one.images, two.images) and one.records.equals(two.records) and one.rules == two.rules
 
@@ -99,7 +99,7 @@ def test_colour_where_most_are(folder):
 def test_what_has_not_changed_is_not_read(mixed, decoded, monkeypatch):
     first = read(mixed)
     decoded.clear()
-    monkeypatch.setattr(store, "_file_sum", lambda path: pytest.fail("not even its content is looked at"))
+    monkeypatch.setattr(workers, "_file_sum", lambda path: pytest.fail("not even its content is looked at"))
     again = read(mixed)
     assert decoded == [] and np.array_equal(first.images, again.images) and first.records.equals(again.records)
 
@@ -163,10 +163,10 @@ def test_the_majority_changes(folder, decoded):
 
 def test_what_lacked_a_decoder_is_tried_again(folder, monkeypatch, decoded):
     def lacking(path, rules):
-        if path.name == "p003.png": raise store.Skipped("unsupported", "needs pip install something")
+        if path.name == "p003.png": raise Skipped("unsupported", "needs pip install something")
         return decode(path, rules)
     with monkeypatch.context() as m:
-        m.setattr(store, "decode", lacking)
+        m.setattr(workers, "decode", lacking)
         s = read(folder)
     assert s.records.kind[3] == "unsupported" and len(s.images) == 11 and s.records["first"].to_list() == [0, 1, 2, -1, *range(3, 11)]
     decoded.clear()
@@ -212,7 +212,7 @@ def test_a_killed_reading_goes_on(mixed, tmp_path, monkeypatch, decoded, seed):
 SCRIPT = """
 import sys
 from medstrat.data.cohort.listing import list_files
-from medstrat.data.cohort.rules import Rules
+from medstrat.data.cohort.rules import Rules, Skipped
 from medstrat.data.cohort.store import read_all
 folder, cache = sys.argv[1:]
 s = read_all(folder, list_files(folder)[0], Rules(size=16), cache, n_jobs=2)
@@ -238,12 +238,12 @@ def test_a_script_without_a_main_guard_and_a_real_kill(tmp_path):
 
 
 def test_a_decoder_that_takes_its_process_down(tmp_path, monkeypatch):
-    folder, real = fill(tmp_path / "many", 150), store._read_batch
+    folder, real = fill(tmp_path / "many", 150), workers.read_batch
     def crashing(tasks, rules):
         if any(f.name == "p100.png" for _, f, _ in tasks): os._exit(11)
         return real(tasks, rules)
-    monkeypatch.setattr(store, "_read_batch", crashing)
-    monkeypatch.setattr(store, "FEW", 0)
+    monkeypatch.setattr(workers, "read_batch", crashing)
+    monkeypatch.setattr(workers, "FEW", 0)
     s = read(folder, n_jobs=2)
     assert s.records.file[s.records.kind.notna()].to_list() == ["p100.png"] and "ended the process" in s.records.reason[100]
     assert len(s.images) == 149 and np.array_equal(s.images[100], decode(folder / "p101.png", s.rules).pictures[0])
@@ -320,7 +320,7 @@ def test_the_second_waits_and_finds_it_done(folder, monkeypatch):
         begun.set()
         go.wait(30)
         return decode(path, rules)
-    monkeypatch.setattr(store, "decode", slow)
+    monkeypatch.setattr(workers, "decode", slow)
     said = []
     monkeypatch.setattr(store, "notice", lambda text: said.append(text) or go.set())
     threads = [threading.Thread(target=lambda i=i: out.update({i: read(folder)})) for i in range(2)]
@@ -360,7 +360,7 @@ def test_a_large_cohort_stops_when_it_is_certain(tmp_path, decoded):
 def test_processes_stop_without_a_remark(tmp_path, monkeypatch):
     folder = fill(tmp_path / "large", 10)
     for i in range(10, 900): (folder / f"p{i:03}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
-    monkeypatch.setattr(store, "FEW", 0)
+    monkeypatch.setattr(workers, "FEW", 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(Unreadable) as e: read(folder, n_jobs=2)
@@ -379,7 +379,7 @@ def test_an_error_that_nobody_foresaw_ends_one_file(folder, monkeypatch):
     def odd(path, rules):
         if path.name == "p001.png": raise KeyError(f"in {path}")
         return decode(path, rules)
-    monkeypatch.setattr(store, "decode", odd)
+    monkeypatch.setattr(workers, "decode", odd)
     s = read(folder)
     assert s.records.kind[1] == "damaged" and "KeyError" in s.records.reason[1] and "p001" not in s.records.reason[1]
 
