@@ -43,7 +43,8 @@ def stamp(
 # %% ../../../nbs/00_data/11_cohort/08_workers.ipynb #072fa9e9
 def _record(key:str, f:Found, **known) -> dict:
     "What the journal keeps of a file"
-    empty = dict(kind=None, reason=None, facts=None, shown=None, channels=None, pictures=0, place=None)
+    empty = dict(kind=None, reason=None, facts=None, shown=None, channels=None, pictures=0,
+                 place=None)
     return empty | dict(key=key, stamp=stamp(f)) | known
 
 # %% ../../../nbs/00_data/11_cohort/08_workers.ipynb #1d71f181
