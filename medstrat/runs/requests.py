@@ -95,9 +95,10 @@ class Request:
         self.preset = match_name(self.preset, list(CHAINS), "preset")
         self.on = match_name(self.on, ["test", "val", "val+test"], "split to score (on)")
         model = cls(**given, preset=self.preset, random_state=whole_number(self.seed))
-        settings, _ = resolve(model)
+        settings, provenance = resolve(model)
         cls.method.check(settings)
-        self.side = getattr(settings, "image_size", None)
+        by_rule = "by rule" in provenance.get("image_size", "")   # then the images have to be known
+        self.side = None if by_rule else getattr(settings, "image_size", None)
         known = [k for k in given if k not in parameters(cls, "machine")]
         self.parameters = {k: getattr(settings, k) for k in known}
         return model

@@ -28,6 +28,7 @@ from .inference import Engine, assign, embed, encode, over_images
 from .method import build
 from .parameters import Count, Epochs, Positive, Settings, Share, param, parameters
 from .phases import Block, NonFiniteLoss, Phase, Step
+from ..parts.kinds import Facts
 from .presets import Value, resolve
 from .seeds import seed32
 from ..vae.covariates import Covariates, condition_table, rows_for
@@ -38,6 +39,8 @@ class CommonParameters:
     "What every method has."
     preset: Literal["paper", "released", "best"] = param(
         "where parameters left at None come from", "origin", "best")
+    kind: Literal["auto", "ink", "film", "photo", "vectors"] = param(
+        "what the rules of the preset take the images for; auto: looked up", "data", "auto")
     image_size: Count | None = param(
         "images are resized to this side (pixels) once; None: as they are", "data")
     epochs: Epochs | None = param(
@@ -302,8 +305,10 @@ def check_folders(s: Settings):
 # %% ../../nbs/03_training/13_fitting.ipynb #f4b80ed8
 def settle(estimator, X, y=None, condition=None, validation=None, resume=None) -> Fit:
     "Check everything and build the network. Nothing has been learned yet. ValueError."
-    s, provenance = resolve(estimator, dataset=set_name(X))
     images, method = as_images(X), estimator.method
+    facts = Facts.of(images, estimator.kind)
+    s, provenance = resolve(estimator, set_name(X), facts)
+    if s.kind == "auto": s, provenance["kind"] = s.but(kind=facts.kind), "looked up in the images"
     told, *codes = take_condition(estimator, condition, s, X, len(images), validation)
     if told is not None: s = s.but(condition=tuple(told.names))
     classes, *labels = estimator._take_labels(y, X, len(images), validation)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 from ..data.names import match_name
 from .parameters import parameters
-from .presets import lookup
+from .presets import Rule, find_value
 
 # %% ../../nbs/03_training/02_registry.ipynb #941fbccf
 def type_text(hint) -> str:
@@ -30,11 +30,12 @@ def type_text(hint) -> str:
 # %% ../../nbs/03_training/02_registry.ipynb #de44a747
 def _lines(cls, f: Field, hint) -> list[str]:
     "One parameter in numpydoc's way: name, type and default; meaning and the default's origin."
-    known = f.default is not None
-    value, source = (f.default, "") if known else lookup(cls, f.name, "best", "*")
-    head = f"{f.name} : {type_text(hint)}"
-    if source != "not set": head += f", default {value!r}"
-    text = f.metadata["text"] + (f" [{source}]" if source not in ("", "not set") else "")
+    found, preset = (None, "") if f.default is not None else find_value(cls, f.name, "best")
+    head, text = f"{f.name} : {type_text(hint)}", f.metadata["text"]
+    if f.default is not None: head += f", default {f.default!r}"
+    if isinstance(found, Rule): head += ", default by rule"
+    elif found is not None: head += f", default {found.value!r}"
+    if found is not None: text += f" [{preset}: {found.source}]"
     return [f"{head}; {text}"] if len(head) + len(text) < 108 else [head, f"    {text}"]
 
 # %% ../../nbs/03_training/02_registry.ipynb #775ffc12
