@@ -23,6 +23,7 @@ from .method import Network, Told
 from .parameters import Count, param
 from .presets import Value
 from .saving import load_model, save_model
+from .starts import follow_starts
 from ..vae.covariates import rows_for
 
 # %% ../../nbs/03_training/15_estimator.ipynb #9f23ae4f
@@ -47,7 +48,7 @@ class DeepEstimator(
             images, self.settings_, self.module_ = fit.images, fit.s, fit.net
             self.image_shape_, self.random_state_ = fit.net.shape, fit.seed
             self.provenance_, self.covariates_ = fit.provenance, fit.covariates
-            try: fit.follow(fit.net.recipe(), resume)
+            try: follow_starts(fit, resume)
             finally: self._take_over(fit)
             self._finish(images, fit)
             self.module_.eval()
@@ -56,7 +57,8 @@ class DeepEstimator(
 
     def _take_over(self, fit):
         "What a fit leaves behind, however it ended."
-        self.history_, self.n_iter_ = pd.DataFrame(fit.rows), len(fit.rows)
+        self.module_, self.starts_ = fit.net, fit.starts
+        self.history_, self.n_iter_ = pd.DataFrame(fit.history), len(fit.rows)
         self.interrupted_, self.checkpoint_ = fit.interrupted, fit.checkpoint
         self.n_clusters_, self.found_ = fit.net.n_clusters, fit.found
 
