@@ -106,7 +106,8 @@ def predictability(
     parts = KFold(min(5, len(labels)), shuffle=True, random_state=0)
     fewest = len(labels) - math.ceil(len(labels) / parts.n_splits)
     neighbours = KNeighborsClassifier(min(10, fewest))
-    return float(cohen_kappa_score(labels, cross_val_predict(neighbours, features, labels, cv=parts)))
+    predicted = cross_val_predict(neighbours, features, labels, cv=parts)
+    return float(cohen_kappa_score(labels, predicted))
 
 # %% ../../nbs/03_training/14_starts.ipynb #5cee73bd
 def measured(net: Network, data: ImageBatches, engine: Engine) -> dict:  # name → number
@@ -164,7 +165,8 @@ def begin(fit, number: int):
     one.net = build(type(net), one.s, net.shape, net.n_clusters, net.n_covariates)
     one.net.start()
     one.seed, one.rows, one.found = one.s.random_state, [], {}
-    one.place, one.fingerprint = f"start {number}/{s.n_starts}", fit.fingerprint | dict(start=number)
+    one.place = f"start {number}/{s.n_starts}"
+    one.fingerprint = fit.fingerprint | dict(start=number)
     return one
 
 # %% ../../nbs/03_training/14_starts.ipynb #ab576792
@@ -236,7 +238,7 @@ def last_checkpoint(
 
 # %% ../../nbs/03_training/14_starts.ipynb #b43e3c5e
 def follow_starts(fit, resume=None):
-    "Follow a fit's recipe `n_starts` times, and keep the best. ValueError for a foreign checkpoint."
+    "Follow a fit's recipe `n_starts` times and keep the best. ValueError: a foreign checkpoint."
     n = getattr(fit.s, "n_starts", 1)
     if n == 1: return fit.follow(fit.net.recipe(), resume)
     files, starts, plain = begun(fit, resume), [], plain_features(fit.images)
