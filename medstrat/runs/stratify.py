@@ -344,8 +344,8 @@ def _fit(s: Stratification, folder: Path):
         warnings.filterwarnings("ignore", message="Training was interrupted")
         model.fit(images, resume=last if whole else None)
     if model.interrupted_: raise Interrupted(
-        f"the training was stopped after {len(model.history_)} epochs. The same words go on with it; what is finished is in"
-        f" {str(s.stages.partial)!r}.")
+        f"the training was stopped after {len(model.history_)} epochs. The same words go on with it;"
+        f" what is finished is in {str(s.stages.partial)!r}.")
     model.save(folder / "model.safetensors")
     model.history_.to_csv(folder / "history.csv", index=False)
     write_json(folder / "chosen.json", dict(how=how))

@@ -39,8 +39,7 @@ from medstrat.training.starts import (
     table_of,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*clusters are empty:UserWarning", "ignore::sklearn.exceptions.ConvergenceWarning")
-FAMILY = ["DEC", "IDEC", "DVC", "DVC-2", "VaDE", "CDVaDE", "GMVAE"]
+pytestmark = pytest.mark.filterwarnings("ignore:.*clusters are empty:UserWarning", "ignore:start ./. failed:UserWarning", "ignore::sklearn.exceptions.ConvergenceWarning")
 QUICK = dict(network="mlp", random_state=0)
 
 
@@ -215,9 +214,6 @@ def test_pretrainings_are_kept_and_found_start_by_start(tmp_path):
 
 # ---- stopped, killed, broken
 
-def resume_of(a, x, **more): return several(**more).fit(x, resume=a.checkpoint_)
-
-
 @pytest.mark.parametrize("method", ["DEC", "VaDE", "GMVAE"])
 def test_ctrl_c_in_any_start_and_on_from_there(method, tmp_path):
     "60 images in batches of 20: three batches an epoch, two epochs a phase"
@@ -232,7 +228,7 @@ def test_ctrl_c_in_any_start_and_on_from_there(method, tmp_path):
         text = next(str(w.message) for w in said if "interrupted" in str(w.message))
         kept = "the best of the finished starts" if done else "what has been learned so far"
         assert re.search(rf"epoch \d of start {done + 1}/3; {kept} is kept\. Go on with fit\(…, resume=", text) and a.checkpoint_ in text, text
-        assert a.interrupted_ is True and a.starts_.trouble.tolist() == [""] * done + ["interrupted"] and a.starts_.chosen.tolist()[:1] == [True][:1] if done < 2 else True
+        assert a.interrupted_ is True and a.starts_.trouble.tolist() == [""] * done + ["interrupted"] and a.starts_.chosen.sum() == 1
         assert last_checkpoint(folder) == Path(a.checkpoint_)
         if done == 1: assert same_weights(a, first) and a.n_iter_ == first.n_iter_ < len(a.history_) and (a.labels_ == first.labels_).all()
         b = several(method).fit(x, resume=a.checkpoint_)
@@ -325,7 +321,7 @@ def test_a_start_that_breaks_costs_the_others_nothing(method, broken, monkeypatc
 def test_only_where_all_break_it_is_an_error(monkeypatch):
     breaks(monkeypatch, "DEC", 1, 2)
     a = several(n_starts=2)
-    with pytest.warns(UserWarning, match="start 2/2 failed"), pytest.raises(NonFiniteLoss, match="phase 'refine', epoch 1"): a.fit(images(60))
+    with pytest.warns(UserWarning, match="start ./2 failed"), pytest.raises(NonFiniteLoss, match="phase 'refine', epoch 1"): a.fit(images(60))
     b = several(n_starts=1)
     with pytest.raises(NonFiniteLoss): b.fit(images(60))
     assert same_weights(a, b) and a.interrupted_ is True and len(a.starts_) == 2 and a.starts_.chosen.tolist() == [True, False]
