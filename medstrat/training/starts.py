@@ -151,16 +151,16 @@ def seed_of(seed: int, number: int) -> int:
     "The seed of a start: of the first one the fit's own."
     return seed if number == 1 else mix_seed(seed, zlib.crc32(b"start"), number)
 
-def place_of(folder, number: int) -> Path | None:
+def place_of(folder, number: int) -> Path:
     "The folder of a start's checkpoint."
-    return None if folder is None else Path(folder) / f"start-{number}"
+    return Path(folder) / f"start-{number}"
 
 def begin(fit, number: int):
     "A fit like another one, untrained, for the start with this number."
     one, s = copy.copy(fit), fit.s
-    one.s = s.but(random_state=seed_of(fit.seed, number),
-                  checkpoint_dir=place_of(s.checkpoint_dir, number))
-    if s.checkpoint_dir is not None: usable_folder(one.s.checkpoint_dir, "checkpoint_dir")
+    folder = None if s.checkpoint_dir is None else place_of(s.checkpoint_dir, number)
+    if folder is not None: usable_folder(folder, "checkpoint_dir")
+    one.s = s.but(random_state=seed_of(fit.seed, number), checkpoint_dir=folder)
     net = fit.net
     one.net = build(type(net), one.s, net.shape, net.n_clusters, net.n_covariates)
     one.net.start()
@@ -234,8 +234,9 @@ def last_checkpoint(
     "The checkpoint of the training, or of its latest start."
     number = lambda path: int(path.parent.name.partition("-")[2])
     of_starts = sorted(Path(folder).glob("start-[0-9]*/last.ckpt"), key=number)
-    alone = [path for path in [Path(folder) / "last.ckpt"] if path.exists()]
-    return (of_starts or alone or [None])[-1]
+    alone = Path(folder) / "last.ckpt"
+    if of_starts: return of_starts[-1]
+    return alone if alone.exists() else None
 
 # %% ../../nbs/03_training/14_starts.ipynb #b43e3c5e
 def follow_starts(fit, resume=None):
