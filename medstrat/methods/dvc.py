@@ -13,11 +13,12 @@ from typing import ClassVar, Literal
 import torch
 
 from .autoencoders import VAE, VAENetwork
-from .dec import BEST, BEST_ON, DECNetwork, SelfTrainingParameters
+from .dec import BEST, DECNetwork, SelfTrainingParameters
 from ..parts.student import clustering_loss
 from ..training.parameters import Share, param
 from ..training.presets import Value
 from ..training.registry import register
+from ..training.rules import AS_PIXELS, BACKBONE
 from ..vae.elbo import kl_normal, reparameterise
 
 # %% ../../nbs/04_methods/07_dvc.ipynb #8310ce6a
@@ -86,7 +87,7 @@ _DVC2 = dict(
     network=Value("mlp", "§IV, DVC-2"), hidden=Value((500, 500, 1000), "§IV, DVC-2"),
     latent_dim=Value(10, "§IV, DVC-2"))
 _BEST = dict(
-    BEST, target=Value("dec", "Eqs 8–9 work against small clusters, see above"),
+    BEST, backbone=AS_PIXELS, network=Value("resize", "§IV, DVC-1"), target=Value("dec", "Eqs 8–9 work against small clusters, see above"),
     beta=Value(0.1, "with a weight of 1 the prior presses the clusters together, see the table in"
                     " chapter DVC"))
 
@@ -103,7 +104,7 @@ class DVC(SelfTrainingParameters, VAE):
     name, method = "DVC", DVCNetwork
     aliases: ClassVar[tuple[str, ...]] = ("DVC-1", "deep variational clustering")
     presets = dict(paper={"*": _PAPER, **_SETS}, released=_RELEASED,
-                   best={"*": _BEST, **BEST_ON}, ours={"*": _OURS})
+                   best={"*": _BEST}, ours={"*": _OURS})
 
 # %% ../../nbs/04_methods/07_dvc.ipynb #454265ba
 @register
@@ -115,4 +116,4 @@ class DVC2(DVC):
         paper={"*": dict(
             _DVC2, pretrain=Value("layer-wise", "§IV"),
             dropout=Value(0.2, "DEC §4.3; DVC does not print it"))},
-        best={"*": _DVC2})
+        best={"*": dict(_DVC2, backbone=BACKBONE)})

@@ -18,8 +18,9 @@ from ..parts.mixture import MixtureBank, first_mixture, kl_c, kl_z
 from ..parts.prototypes import draw_around, warn_of_empty
 from ..training.parameters import Count, NonNegative, param
 from ..training.phases import Moment, Phase, Step, course
-from ..training.presets import Value
+from ..training.presets import Rule, Value
 from ..training.registry import register
+from ..training.rules import AUGMENT, BACKBONE, BATCH, SIDE, budget
 from ..training.starts import StartsParameters
 from ..vae.elbo import kl_normal, reparameterise
 
@@ -95,26 +96,26 @@ _SCHEDULE = dict(
     lr_schedule=Value("step", "VaDE §4.2: × 0.9 every 10 epochs"),
     lr_drop=Value(0.9, "VaDE §4.2"), lr_drop_every=Value(10, "VaDE §4.2"))
 
-# %% ../../nbs/04_methods/08_vade.ipynb #7eb8b009
-_MNIST = dict(
-    _MLP, likelihood=Value("bernoulli", "VaDE §4.2, MNIST"), batch_size=Value(256, "as for DEC"),
-    augment=Value("affine", "see chapter Pre-training"),
-    epochs=Value(60, "the labels have come to rest"))
-_DIGITS = dict(
-    _MNIST, pretrain_epochs=Value(100, "as batch_size"),
-    augment=Value("none", "digits of 8×8 pixels fill their frame: a shift cuts strokes off"),
-    batch_size=Value(64, "few images: smaller batches and more epochs give the pre-training enough"
-                         " steps"))
+# %% ../../nbs/04_methods/08_vade.ipynb #e6d3306b
+def _by_kind(ink, features, film, why: str) -> Rule:
+    "A rule for a value that differs between ink, features and other pixels."
+    return Rule(lambda at: features if at.features else ink if at.kind == "ink" else film, why)
 
-# %% ../../nbs/04_methods/08_vade.ipynb #c4ff51fd
-_XRAYS = ("gray film is no probability of ink: the Bernoulli likelihood left 12 of 40 clusters in"
-          " use (validation)")
-_IMAGES = dict(
-    network=Value("conv", "PneumoniaMNIST, validation"), latent_dim=Value(32, "as VAESim"),
-    likelihood=Value("gaussian", _XRAYS),
-    sigma=Value(0.4, "PneumoniaMNIST, validation, beside 0.1, 0.2 and 0.7"),
-    augment=Value("none", "images as they are"), batch_size=Value(128, "few images"),
-    epochs=Value(30, "PneumoniaMNIST, validation"))
+_KINDS = dict(
+    network=_by_kind("mlp", "mlp", "conv", "VaDE §4.2 for ink; PneumoniaMNIST, validation"),
+    latent_dim=_by_kind(10, 10, 32, "VaDE §4.2 for ink and features; as VAESim for film"),
+    likelihood=_by_kind("bernoulli", "gaussian", "gaussian", "shades are no probability of ink"),
+    sigma=_by_kind(None, 1.0, 0.4, "features are scaled to 1; film: PneumoniaMNIST, validation,"
+                                   " beside 0.1, 0.2 and 0.7"),
+    augment=Rule(lambda at: AUGMENT.of(at) if at.kind == "ink" else "none",
+                 "small distortions of ink; film as it is"))
+
+# %% ../../nbs/04_methods/08_vade.ipynb #759133f5
+_BEST = dict(
+    _KINDS, backbone=BACKBONE, image_size=SIDE, batch_size=BATCH, lr=Value(1e-3, "Adam's default"),
+    init=Value("full", "independent of the latent axes, see chapter Mixtures"),
+    pretrain_epochs=budget(15_000, 20, 300, "as DEC"),
+    epochs=budget(6000, 30, 100, "the labels have come to rest"))
 
 # %% ../../nbs/04_methods/08_vade.ipynb #1bcd5727
 PRESETS = dict(
@@ -122,8 +123,7 @@ PRESETS = dict(
         _MLP, **_SCHEDULE, lr=Value(2e-3, "VaDE §4.2"), batch_size=Value(100, "VaDE §4.2"),
         likelihood=Value("bernoulli", "VaDE §4.2, MNIST"), init=Value("diag", "VaDE §4.2"),
         pretrain_kl=Value(0.0, "VaDE §4.2: an autoencoder"))},
-    best={"*": dict(_IMAGES, **_SCHEDULE, lr=Value(1e-3, "Adam's default")),
-          "mnist": _MNIST, "digits": _DIGITS},
+    best={"*": dict(_BEST, **_SCHEDULE)},
     ours={"*": dict(
         likelihood=Value("bernoulli", "VaDE §4.2, MNIST"),
         init=Value("full", "independent of the latent axes, see chapter Mixtures"),

@@ -19,6 +19,7 @@ from ..training.parameters import Epochs, NonNegative, Positive, Share, param
 from ..training.phases import Phase, Step, course
 from ..training.presets import Value
 from ..training.registry import register
+from ..training.rules import SHARED
 from ..vae.elbo import kl_normal, reparameterise
 
 # %% ../../nbs/04_methods/03_vaesim.ipynb #8bf30fff
@@ -154,10 +155,9 @@ _RELEASED = {
 _LADDER = "chosen on validation images, see the ladder in chapter VAESim"
 
 _BEST = {"*": dict(
-    n_clusters=Value(40, "as the released code"),
+    SHARED, n_clusters=Value(40, "as the released code"),
     beta=Value(1.0, "the evidence lower bound, as in the VAE baseline"),
-    channels=Value((32, 64, 128), "as the VAE baseline"), image_size=Value(None, "as they are"),
-    epochs=Value(40, "as the VAE baseline"), batch_size=Value(128, "as the VAE baseline"),
+    channels=Value((32, 64, 128), "as the VAE baseline"),
     lr=Value(1e-3, "as the VAE baseline"), lr_schedule=Value("cosine", "as the VAE baseline"),
     similarity=Value("euclidean", _LADDER), compare=Value("mean", _LADDER),
     tau_schedule=Value("constant", _LADDER), tau_end=Value(1.0, _LADDER),

@@ -12,7 +12,7 @@ from conftest import (
     spied,
 )
 
-from medstrat.training.presets import lookup
+from medstrat.training.presets import find_value
 from medstrat.training.registry import get_method
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*clusters are empty:UserWarning", "ignore::sklearn.exceptions.ConvergenceWarning")
@@ -48,4 +48,4 @@ def test_colour_counts_every_channel():
 @pytest.mark.parametrize("name, iterations", [("layer_epochs", 50_000), ("pretrain_epochs", 100_000)])
 def test_iterations_become_epochs(name, iterations):
     "Printed are iterations of 256 images, on the 60,000 of MNIST"
-    assert lookup(get_method("DEC"), name, "paper", "*")[0] == round(iterations * 256 / 60_000)
+    assert find_value(get_method("DEC"), name, "paper")[0].value == round(iterations * 256 / 60_000)
