@@ -15,9 +15,7 @@ from torch import nn
 
 from .autoencoders import VAE, VAENetwork
 from ..parts.mixture import kl_c, kl_z, log_joint
-from ..parts.prototypes import warn_of_empty
 from ..training.parameters import Count, NonNegative, param
-from ..training.phases import Step
 from ..training.presets import Value
 from ..training.registry import register
 from ..vae.elbo import LOG_VARIANCE_RANGE, kl_normal, reparameterise
@@ -84,10 +82,6 @@ class GMVAENetwork(VAENetwork):
         prior = terms["kl_z"] + terms["kl_w"] + terms["kl_c"].clamp(min=self.s.floor)
         return dict(loss=reconstruction + self.beta(at) * prior, reconstruction=reconstruction,
                     **terms, z=m.detach())
-
-    def recipe(self):
-        look = Step("look", lambda fit: warn_of_empty(fit.assign(), self.n_clusters))
-        return [*super().recipe(), look]
 
     def draw(self, n, rng, cluster=None, shares=None): return self.bank.draw(n, rng, cluster)
 

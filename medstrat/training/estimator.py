@@ -23,6 +23,7 @@ from .method import Network, Told
 from .parameters import Count, param
 from .presets import Value
 from .saving import load_model, save_model
+from .signs import signs_of, warn_of
 from ..vae.covariates import rows_for
 
 # %% ../../nbs/03_training/15_estimator.ipynb #9f23ae4f
@@ -134,7 +135,10 @@ class DeepClusterer(ClusterMixin, DeepEstimator):
 
     # clusters are found without labels
     def _take_labels(self, y, X, n, validation): return None, None, None
-    def _finish(self, images, fit): self.labels_ = assign(self.module_, images, fit.engine)
+    def _finish(self, images, fit):
+        self.labels_ = assign(self.module_, images, fit.engine)
+        self.signs_ = signs_of(fit, images, self.labels_)
+        warn_of(self.signs_)
 
     def predict(self, X) -> np.ndarray:  # (N,) cluster numbers, 0…K-1
         "The most probable cluster of each image."

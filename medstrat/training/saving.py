@@ -22,6 +22,7 @@ from .isolation import isolated
 from .method import build
 from .parameters import RENAMED, Settings, parameters
 from .registry import get_method
+from .signs import Sign
 from ..vae.covariates import Covariates
 
 # %% ../../nbs/03_training/13_saving.ipynb #165c719e
@@ -137,13 +138,15 @@ def header_of(estimator) -> dict:
     e, cls = estimator, type(estimator)
     left_out = parameters(cls, "machine", "module")
     own = [k for k in parameters(cls, "module") if getattr(e.settings_, k) is not None]
+    signs = getattr(e, "signs_", None)
     header = dict(
         format=FORMAT, medstrat=__version__, method=e.name,
         settings={k: getattr(e.settings_, k) for k in parameters(cls) if k not in left_out},
         provenance=e.provenance_, image_shape=e.image_shape_, random_state=e.random_state_,
         interrupted=e.interrupted_, n_iter=e.n_iter_, history=e.history_.to_dict("records"),
         n_clusters=e.n_clusters_, covariates=e.covariates_ and e.covariates_.to_list(),
-        own_networks=own, **{k: getattr(e, f"{k}_", None) for k in BESIDE})
+        own_networks=own, signs=signs and [vars(sign) for sign in signs],
+        **{k: getattr(e, f"{k}_", None) for k in BESIDE})
     return header | (dict(classes=e.classes_.tolist()) if hasattr(e, "classes_") else {})
 
 # %% ../../nbs/03_training/13_saving.ipynb #ce3ee4bd
@@ -188,7 +191,8 @@ def _rebuild(model, header: dict, tensors: dict, networks: dict):
         setattr(model, f"{name}_", header[name])
     for name in BESIDE: setattr(model, f"{name}_", header.get(name))  # older files have none
     model.history_ = pd.DataFrame(header["history"])
-    told = header.get("covariates")
+    signs, told = header.get("signs"), header.get("covariates")
+    model.signs_ = signs and [Sign(**sign) for sign in signs]   # None: nobody looked
     model.covariates_ = told and Covariates.from_list(told)
     if "classes" in header: model.classes_ = np.array(header["classes"])
     else: model.labels_ = tensors.pop("labels_").numpy()
