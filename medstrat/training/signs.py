@@ -67,11 +67,11 @@ def clusters_in_use(
     effective, largest = math.exp(entropy(shares)), float(shares.max())
     few = effective < HANDFUL * k - 1e-9 or largest > MOST
     if not few and not len(empty): return None, None
-    text = (f"{k - len(empty)} of {k} clusters are in use, as uneven as {effective:.1f} of equal size; the largest"
-            f" has {largest:.0%} of the images.")
+    text = (f"In use: {k - len(empty)} of {k} clusters, as uneven as {effective:.1f} of equal size; the largest has"
+            f" {largest:.0%} of the images.")
     if len(empty):
         numbers = ", ".join(map(str, empty[:10])) + (", …" if len(empty) > 10 else "")
-        text += f" {len(empty)} of {k} clusters are empty (numbers {numbers})."
+        text += f" {len(empty)} of {k} clusters {'is' if len(empty) == 1 else 'are'} empty (numbers {numbers})."
     return "few-clusters" if few else "empty-clusters", text
 
 # %% ../../nbs/03_training/12_signs.ipynb #d47f49f1
@@ -168,11 +168,12 @@ REMEDIES = {
     "empty-clusters": (("fewer", "n_clusters"), ("another", "random_state"), ("more", "epochs")),
     "collapsed-embedding": (
         ("a smaller", "beta"), ("a longer", "kl_warmup"), ("more", "pretrain_epochs"), ("more", "epochs"),
-        ("a smaller", "lr")),
+        ("another", "lr")),
     "no-better-than-mean": (
         ("more", "pretrain_epochs"), ("more", "decoder_epochs"), ("more", "epochs"), ("a smaller", "beta"),
-        ("a larger", "lr")),
+        ("another", "lr")),
     "still-changing": (("more", "epochs"), ("a smaller", "lr"), ("another", "random_state")),
+    "still-falling": (("more", "epochs"), ("more", "pretrain_epochs"), ("a larger", "lr")),
 }
 
 # %% ../../nbs/03_training/12_signs.ipynb #df0d403a
@@ -252,8 +253,8 @@ def look_at_course(fit, images, labels):
     for phase, rows in phases.items():
         changed, tol = rows[-1].get("changed"), getattr(fit.s, "tol", None) or 0.0
         losses = [row["loss"] for row in rows]
-        found = loss_falling(phase, losses) if changed is None else labels_changing(changed, tol)
-        yield "still-changing", found
+        if changed is None: yield "still-falling", loss_falling(phase, losses)
+        else: yield "still-changing", labels_changing(changed, tol)
 
 # %% ../../nbs/03_training/12_signs.ipynb #a54f5149
 def signs_of(

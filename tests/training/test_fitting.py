@@ -108,6 +108,7 @@ def test_another_shape_is_resized_with_a_notice_or_refused(X):
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("ignore::medstrat.training.signs.DoubtfulFit")
 def test_where_a_size_was_asked_for_nothing_is_said():
     forget_notices()
     a = tiny(image_size=12, epochs=1).fit(images(30, 16))
@@ -166,7 +167,6 @@ RESUMED = {"VAESim, printed": dict(preset="paper", n_clusters=3, batch_size=20),
            "AE + k-means": dict(lr_schedule="cosine"), "GMVAE": dict(floor=0.5)}
 
 
-@pytest.mark.filterwarnings("ignore:.*clusters are empty:UserWarning")
 @pytest.mark.parametrize("stop", [4, 6, 11])     # in the second epoch, at its last batch, in the fourth
 @pytest.mark.parametrize("case", RESUMED)
 def test_resumed_training_equals_the_uninterrupted_one(case, stop, X, tmp_path):
