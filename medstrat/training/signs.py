@@ -50,8 +50,9 @@ def uniform_responsibilities(
     "Do soft assignments tell images apart? Hard ones have nothing to say here."
     most = math.log(k)
     if joint - own >= UNIFORM * most or own < UNIFORM * most: return None
-    return (f"The soft assignments hardly differ from image to image: they say {max(joint - own, 0):.3f} nats of"
-            f" the {most:.2f} that {k} clusters could say (their mean entropy is {own:.2f}).")
+    return (f"The soft assignments hardly differ from image to image: they say"
+            f" {max(joint - own, 0):.3f} nats of the {most:.2f} that {k} clusters could say"
+            f" (their mean entropy is {own:.2f}).")
 
 # %% ../../nbs/03_training/12_signs.ipynb #c4dddc7b
 HANDFUL = 0.5   # of K: working fits on the sets of this book had at least .75
@@ -67,11 +68,12 @@ def clusters_in_use(
     effective, largest = math.exp(entropy(shares)), float(shares.max())
     few = effective < HANDFUL * k - 1e-9 or largest > MOST
     if not few and not len(empty): return None, None
-    text = (f"In use: {k - len(empty)} of {k} clusters, as uneven as {effective:.1f} of equal size; the largest has"
-            f" {largest:.0%} of the images.")
+    text = (f"In use: {k - len(empty)} of {k} clusters, as uneven as {effective:.1f} of equal size;"
+            f" the largest has {largest:.0%} of the images.")
     if len(empty):
         numbers = ", ".join(map(str, empty[:10])) + (", …" if len(empty) > 10 else "")
-        text += f" {len(empty)} of {k} clusters {'is' if len(empty) == 1 else 'are'} empty (numbers {numbers})."
+        are = "is" if len(empty) == 1 else "are"
+        text += f" {len(empty)} of {k} clusters {are} empty (numbers {numbers})."
     return "few-clusters" if few else "empty-clusters", text
 
 # %% ../../nbs/03_training/12_signs.ipynb #d47f49f1
@@ -87,8 +89,8 @@ def collapsed_embedding(
     "Do images have different places?"
     spread, scale, d = variance.sum(), mean_square.sum(), len(variance)
     if spread <= POINT * scale:
-        return (f"All images have nearly the same embedding: its variance is {spread / max(scale, 1e-300):.1g} of its"
-                " mean square.")
+        return ("All images have nearly the same embedding: its variance is"
+                f" {spread / max(scale, 1e-300):.1g} of its mean square.")
     dead = int((variance <= DEAD * variance.max()).sum())
     if not trained or dead <= LOST * d: return None
     return f"{dead} of {d} dimensions of the embedding are the same for all images."
@@ -105,8 +107,10 @@ def collapsed_posterior(
     ratio = variance / np.maximum(noise, 1e-30)
     carried, needed = 0.5 * float(np.log1p(ratio).sum()), math.log(k)
     if carried >= needed: return None
-    return (f"The embedding carries at most {carried:.2f} nats about an image, and to tell {k} clusters apart takes"
-            f" {needed:.2f}; {int((ratio > ACTIVE).sum())} of {len(ratio)} dimensions carry anything.")
+    active = int((ratio > ACTIVE).sum())
+    return (f"The embedding carries at most {carried:.2f} nats about an image, and to tell {k}"
+            f" clusters apart takes {needed:.2f}; {active} of {len(ratio)} dimensions carry"
+            " anything.")
 
 # %% ../../nbs/03_training/12_signs.ipynb #a343c2b7
 class Rebuilt:
@@ -135,8 +139,8 @@ NO_BETTER = 0.95   # of the error of the mean image
 def no_better_than_mean(ratio: float | None) -> str | None:
     "Does the decoder know more than the mean image?"
     if ratio is None or ratio < NO_BETTER: return None
-    return (f"Reconstructions are no better than the mean image: their squared error is {ratio:.2f} of that of the"
-            " mean image.")
+    return ("Reconstructions are no better than the mean image: their squared error is"
+            f" {ratio:.2f} of that of the mean image.")
 
 # %% ../../nbs/03_training/12_signs.ipynb #d959329a
 RESTLESS = 0.02          # share of the labels; working fits ended with at most .012
@@ -145,7 +149,8 @@ STEEP, FALL = 0.5, 0.01  # of the mean slope; of the loss itself, below which a 
 def labels_changing(changed: float, tol: float) -> str | None:
     "Have the labels of a self-training come to rest? 1 in a whole epoch: no target was renewed."
     if changed <= max(tol, RESTLESS) or changed == 1: return None
-    return f"Labels were still changing at the end: {changed:.0%} of them between the last two targets."
+    return (f"Labels were still changing at the end: {changed:.0%} of them between the last two"
+            " targets.")
 
 def loss_falling(phase: str, losses: list) -> str | None:
     "Has the loss of a phase, one number an epoch, levelled off?"
@@ -154,24 +159,26 @@ def loss_falling(phase: str, losses: list) -> str | None:
     if n < 3 or not np.isfinite(losses).all(): return None
     whole, last = losses[0] - losses[-1], losses[-1 - t] - losses[-1]
     if last <= FALL * abs(losses[-1 - t]) or last / t < STEEP * whole / (n - 1): return None
-    return (f"The loss was still falling at the end of the phase {phase!r}: by {last / abs(losses[-1 - t]):.0%} in the"
+    share = last / abs(losses[-1 - t]) if losses[-1 - t] else 1.0
+    return (f"The loss was still falling at the end of the phase {phase!r}: by {share:.0%} in the"
             f" last {t} of {n} epochs.")
 
 # %% ../../nbs/03_training/12_signs.ipynb #0436c332
 REMEDIES = {
     "uniform-responsibilities": (
-        ("more", "pretrain_epochs"), ("a smaller", "beta"), ("a smaller", "sigma"), ("a smaller", "tau_end"),
-        ("a smaller", "assignment_tau"), ("more", "epochs"), ("fewer", "n_clusters")),
+        ("more", "pretrain_epochs"), ("a smaller", "beta"), ("a smaller", "sigma"),
+        ("a smaller", "tau_end"), ("a smaller", "assignment_tau"), ("more", "epochs"),
+        ("fewer", "n_clusters")),
     "few-clusters": (
-        ("more", "pretrain_epochs"), ("a smaller", "beta"), ("a smaller", "sigma"), ("fewer", "n_clusters"),
-        ("another", "random_state"), ("more", "epochs")),
+        ("more", "pretrain_epochs"), ("a smaller", "beta"), ("a smaller", "sigma"),
+        ("fewer", "n_clusters"), ("another", "random_state"), ("more", "epochs")),
     "empty-clusters": (("fewer", "n_clusters"), ("another", "random_state"), ("more", "epochs")),
     "collapsed-embedding": (
-        ("a smaller", "beta"), ("a longer", "kl_warmup"), ("more", "pretrain_epochs"), ("more", "epochs"),
-        ("another", "lr")),
+        ("a smaller", "beta"), ("a longer", "kl_warmup"), ("more", "pretrain_epochs"),
+        ("more", "epochs"), ("another", "lr")),
     "no-better-than-mean": (
-        ("more", "pretrain_epochs"), ("more", "decoder_epochs"), ("more", "epochs"), ("a smaller", "beta"),
-        ("another", "lr")),
+        ("more", "pretrain_epochs"), ("more", "decoder_epochs"), ("more", "epochs"),
+        ("a smaller", "beta"), ("another", "lr")),
     "still-changing": (("more", "epochs"), ("a smaller", "lr"), ("another", "random_state")),
     "still-falling": (("more", "epochs"), ("more", "pretrain_epochs"), ("a larger", "lr")),
 }
@@ -189,15 +196,17 @@ def remedy(
     number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)
     said = [f"{how} {p} (now {now[p]})" for how, p in REMEDIES[name]
             if number(now.get(p)) and (now[p] > 0 or how not in ("a smaller", "fewer"))]
-    return f"What usually helps: {', '.join(said[:4])}." if said else "No parameter is known to help."
+    if not said: return "No parameter is known to help."
+    return f"What usually helps: {', '.join(said[:4])}."
 
 # %% ../../nbs/03_training/12_signs.ipynb #55045bde
-RESTED = ("The decoder did not learn in the last phase: the clusters do not depend on it, but do not trust its pictures"
-          " (prototypes, reconstructions).")
+RESTED = ("The decoder did not learn in the last phase: the clusters do not depend on it, but do"
+          " not trust its pictures (prototypes, reconstructions).")
 
 def decoder_rested(rows: list) -> bool:
     "Has the history, one dictionary an epoch, reconstructions, but none at the end?"
-    return "reconstruction" not in (rows or [{}])[-1] and any("reconstruction" in row for row in rows)
+    has = ["reconstruction" in row for row in rows]
+    return any(has) and not has[-1]
 
 # %% ../../nbs/03_training/12_signs.ipynb #095f30d5
 SAMPLE = 2000   # images
@@ -206,13 +215,15 @@ class Survey:
     "What one pass over some training images finds of a fit."
     def __init__(self, fit, images: np.ndarray):
         net = self.net = fit.net
-        self.n, self.rebuilt = 0, Rebuilt()
-        self.shares, self.own, self.z, self.zz, self.noise = 0.0, 0.0, 0.0, 0.0, 0.0
-        self.decodes, self.samples = type(net).decode is not Network.decode, hasattr(net, "posterior")
+        self.n, self.own, self.rebuilt = 0, 0.0, Rebuilt()
+        self.shares, self.z, self.zz, self.noise = (torch.zeros((), dtype=torch.float64),) * 4
+        self.decodes = type(net).decode is not Network.decode
+        self.samples = hasattr(net, "posterior")
         some = np.linspace(0, len(images) - 1, min(len(images), SAMPLE)).astype(int)
         items, codes = net.prepare(images, fit.engine)[some], fit.data.beside.get("covariates")
+        codes = None if codes is None else codes[some]
         look = lambda x, *rows: self.add(to_network(x, fit.engine.channels_last), *rows)
-        for _ in in_batches(net, items, look, fit.engine, None if codes is None else codes[some]): pass
+        for _ in in_batches(net, items, look, fit.engine, codes): pass
 
     def add(self, x: torch.Tensor, codes: torch.Tensor | None = None):
         "A portion of images (B,C,H,W), or of features, with the codes of the condition."
@@ -220,10 +231,13 @@ class Survey:
         if self.decodes:
             rebuilt = self.net.decode(z, Told(codes))
             if rebuilt.shape == x.shape: self.rebuilt.add(x, rebuilt, codes)
-        if self.samples: self.noise += self.net.posterior(x)[1].float().exp().cpu().double().sum(0)
+        if self.samples:
+            noise = self.net.posterior(x)[1].float().exp()
+            self.noise = self.noise + noise.cpu().double().sum(0)
         z, r = z.cpu().double(), r.cpu().double()
         self.n, self.own = self.n + len(z), self.own + float(entropy(r).sum())
-        self.shares, self.z, self.zz = self.shares + r.sum(0), self.z + z.sum(0), self.zz + z.square().sum(0)
+        self.z, self.zz = self.z + z.sum(0), self.zz + z.square().sum(0)
+        self.shares = self.shares + r.sum(0)
 
     @property
     def k(self) -> int: return len(self.shares)
@@ -240,17 +254,17 @@ def look_at_images(fit, images, labels):
         own, joint = seen.own / seen.n, float(entropy(seen.shares / seen.n))
         yield "uniform-responsibilities", uniform_responsibilities(own, joint, seen.k)
         yield clusters_in_use(labels, seen.k)
-    if seen.samples: found = collapsed_posterior(seen.variance, (seen.noise / seen.n).numpy(), max(seen.k, 2))
-    else: found = collapsed_embedding(seen.variance, (seen.zz / seen.n).numpy(), bool(fit.rows))
+    noise, square = ((t / seen.n).numpy() for t in (seen.noise, seen.zz))
+    if seen.samples: found = collapsed_posterior(seen.variance, noise, max(seen.k, 2))
+    else: found = collapsed_embedding(seen.variance, square, bool(fit.rows))
     yield "collapsed-embedding", found
     if seen.rebuilt.n: yield "no-better-than-mean", no_better_than_mean(seen.rebuilt.ratio())
 
 def look_at_course(fit, images, labels):
     "Labels and losses, by the history."
     if fit.interrupted or fit.s.patience: return
-    phases: dict = {}
-    for row in fit.rows: phases.setdefault(row["phase"], []).append(row)
-    for phase, rows in phases.items():
+    for phase in dict.fromkeys(row["phase"] for row in fit.rows):
+        rows = [row for row in fit.rows if row["phase"] == phase]
         changed, tol = rows[-1].get("changed"), getattr(fit.s, "tol", None) or 0.0
         losses = [row["loss"] for row in rows]
         if changed is None: yield "still-falling", loss_falling(phase, losses)
@@ -269,8 +283,8 @@ def signs_of(
             for name, text in look(fit, images, labels):
                 if text: signs.append(Sign(name, text, _remedy(name, fit)))
         except Exception as e:
-            what = look.__name__.removeprefix("look_at_")
-            signs.append(Sign("not-looked-at", f"The fit's {what} could not be looked at ({type(e).__name__}: {e}).",
+            what, why = look.__name__.removeprefix("look_at_"), f"{type(e).__name__}: {e}"
+            signs.append(Sign("not-looked-at", f"The fit's {what} could not be looked at ({why}).",
                               "The fit itself is not touched by this; please report it."))
     return signs
 
