@@ -37,6 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceW
 each = pytest.mark.parametrize("method", ALL)
 CLUSTERERS = [m for m in ALL if is_clusterer(get_method(m)())]
 PRETRAINED = [m for m in ALL if issubclass(get_method(m), pretraining.PretrainingParameters)]
+STARTED = ["DEC", "IDEC", "DVC", "DVC-2", "VaDE", "CDVaDE", "GMVAE"]     # where starts decide
 LAYERS = dict(pretrain="layer-wise", network="mlp", layer_epochs=2)
 WAYS = [*((m, "") for m in ALL), *((m, "layer-wise") for m in PRETRAINED if ready(m).condition is None)]   # of training
 
@@ -403,6 +404,44 @@ def test_checkpoints_belong_to_one_training(method, S, fitted, tmp_path):
         with pytest.raises(ValueError, match=f"belongs to another training: .*{says}"): small(method).fit(other, resume=path)
     another = "VAESim" if method != "VAESim" else "GMVAE"
     with pytest.raises(ValueError, match=f"belongs to another training: method .saved: '{re.escape(method)}', given: '{another}'"): small(another).fit(S, resume=path)
+
+
+# ---- several starts
+
+def test_who_has_several_starts():
+    assert sorted(STARTED) == sorted(m for m in ALL if "n_starts" in parameters(get_method(m)))
+    assert {get_method(m).__dataclass_fields__["n_starts"].metadata["role"] for m in STARTED} == {"training"} and "training" not in pretraining.KEYED
+
+
+@each
+def test_one_start_is_as_it_was(method, fitted):
+    a = fitted[method]
+    assert a.starts_ is None and "start" not in a.history_ and a.n_iter_ == len(a.history_)
+    assert method not in STARTED or a.settings_.n_starts == 1
+
+
+@pytest.mark.parametrize("method", STARTED)
+def test_the_best_of_three_starts(method, S, fitted, tmp_path):
+    "The first is the single one, the best is what its own seed gives alone; stopped in the second and resumed, it is the same model; it is saved with its table"
+    a, h = small(method, n_starts=3).fit(S), lambda m, i: history(m)[m.history_.start == i].drop(columns="start").reset_index(drop=True)
+    t, batches = a.starts_, 3 * fitted[method].n_iter_
+    assert t.start.tolist() == [1, 2, 3] and t.seed[0] == 0 == a.random_state_ == a.settings_.random_state and t.seed.nunique() == 3
+    assert t.chosen.sum() == 1 and (t.trouble == "").all() and t.drop(columns="trouble").notna().all().all() and ("bound" in t) == (method in ("VaDE", "CDVaDE", "GMVAE"))
+    assert t["bound" if "bound" in t else "agreement"].idxmax() == t.chosen.idxmax() and a.n_iter_ == fitted[method].n_iter_ == len(a.history_) / 3
+    assert h(a, 1).equals(history(fitted[method]))
+    alone = small(method, random_state=int(t.seed[t.chosen].iloc[0])).fit(S)
+    assert same_weights(a, alone) and (a.labels_ == alone.labels_).all() and (a.predict(S) == a.labels_).all() and same_weights(small(method, n_starts=3).fit(S), a)
+    assert a.module_.s is a.settings_
+    with pytest.warns(UserWarning, match=r"of start 2/3; the best of the finished starts is kept. Go on with"):
+        b = small(method, n_starts=3, checkpoint_dir=tmp_path / "c", trainer_options=dict(callbacks=[interrupt(batches + 2)])).fit(S)
+    assert same_weights(b, fitted[method]) and b.interrupted_ and b.starts_.chosen.tolist() == [True, False]
+    c = small(method, n_starts=3).fit(S, resume=b.checkpoint_)
+    assert same_training(c, a) and c.starts_.drop(columns="seconds").equals(t.drop(columns="seconds"))
+    a.save(tmp_path / "m")
+    loaded = load_model(tmp_path / "m")
+    same_model(a, loaded, cohort(20, seed=5))
+    pd.testing.assert_frame_equal(loaded.starts_, t)
+    assert loaded.n_starts == 3
 
 
 # ---- losses that explode

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AutoencoderNetwork', 'OneCluster', 'beside', 'log_of_sigma', 'own_or_made_body', 'own_or_made_decoder',
-           'check_decoder', 'check_networks', 'Autoencoder', 'warmed_up', 'VAENetwork', 'VAE']
+           'check_decoder', 'check_networks', 'Autoencoder', 'warmed_up', 'VAENetwork', 'evidence_bound', 'VAE']
 
 # %% ../../nbs/04_methods/00_vae.ipynb #1e656abb
 import copy
@@ -58,6 +58,10 @@ class AutoencoderNetwork(Network):
         z = self.embed(batch.x)
         reconstruction = self.reconstruction(self.logits(z, batch.told), batch.x)
         return dict(loss=reconstruction, reconstruction=reconstruction, z=z.detach())
+
+    def measure(self, batch):
+        logits = self.logits(self.embed(batch.x), batch.told)
+        return dict(reconstruction=-self.reconstruction(logits, batch.x))
 
     def recipe(self): return [Phase("train", self.s.epochs, self.loss, stream=0, **course(self.s))]
 
@@ -186,6 +190,13 @@ class VAENetwork(AutoencoderNetwork):
 
     def draw(self, n, rng, cluster=None, shares=None):
         return self.s.prior_std * rng.standard_normal((n, self.dim))
+
+# %% ../../nbs/04_methods/00_vae.ipynb #156be759
+def evidence_bound(
+    terms: dict,       # of a loss: reconstruction, and whatever begins with kl
+) -> torch.Tensor:     # nats an image
+    "The evidence lower bound, each term with weight 1."
+    return -sum(v for k, v in terms.items() if k == "reconstruction" or k.startswith("kl"))
 
 # %% ../../nbs/04_methods/00_vae.ipynb #8404513d
 @dataclass(kw_only=True, repr=False, eq=False)

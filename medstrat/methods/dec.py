@@ -19,6 +19,7 @@ from ..parts.student import StudentBank, clustering_loss
 from ..training.parameters import Count, NonNegative, Positive, Share, param
 from ..training.presets import Value
 from ..training.registry import register
+from ..training.starts import StartsParameters
 
 # %% ../../nbs/04_methods/06_dec.ipynb #bb54811c
 class DECNetwork(AutoencoderNetwork):
@@ -67,7 +68,7 @@ class IDECNetwork(DECNetwork):
 
 # %% ../../nbs/04_methods/06_dec.ipynb #f7a7e1f9
 @dataclass(kw_only=True, repr=False, eq=False)
-class SelfTrainingParameters(PretrainingParameters):
+class SelfTrainingParameters(StartsParameters, PretrainingParameters):
     "Of the refinement by self-training. Source: DEC §3."
     init: Literal["k-means", "mixture"] | None = param(
         "where the first centres come from", "clustering")

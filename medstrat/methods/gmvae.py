@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from .autoencoders import VAE, VAENetwork
+from .autoencoders import VAE, VAENetwork, evidence_bound
 from ..parts.mixture import kl_c, kl_z, log_joint
 from ..training.parameters import Count, NonNegative, param
+from ..training.phases import Moment
 from ..training.presets import Value
 from ..training.registry import register
+from ..training.starts import StartsParameters
 from ..vae.elbo import LOG_VARIANCE_RANGE, kl_normal, reparameterise
 
 # %% ../../nbs/04_methods/10_gmvae.ipynb #bc3d4268
@@ -55,6 +57,7 @@ class ConditionalMixture(nn.Module):
 class GMVAENetwork(VAENetwork):
     "A VAE whose clusters are shaped by w. Source: Dilokthanakul et al. 2016, §3."
     s: "GMVAE"
+    criterion = "bound"
 
     def make_bank(self, k):
         return ConditionalMixture(k, self.dim, self.s.w_dim, self.s.prior_hidden)
@@ -83,6 +86,9 @@ class GMVAENetwork(VAENetwork):
         return dict(loss=reconstruction + self.beta(at) * prior, reconstruction=reconstruction,
                     **terms, z=m.detach())
 
+    def measure(self, batch):
+        return super().measure(batch) | dict(bound=evidence_bound(self.loss(batch, Moment())))
+
     def draw(self, n, rng, cluster=None, shares=None): return self.bank.draw(n, rng, cluster)
 
     @classmethod
@@ -109,7 +115,7 @@ PRESETS = dict(
 # %% ../../nbs/04_methods/10_gmvae.ipynb #875abac0
 @register
 @dataclass(kw_only=True, repr=False, eq=False)
-class GMVAE(VAE):
+class GMVAE(StartsParameters, VAE):
     "A VAE whose clusters have any shape, by a second latent. Source: Dilokthanakul et al. 2016."
     w_dim: Count | None = param("length of w", "network")
     prior_hidden: Count | None = param(

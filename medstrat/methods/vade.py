@@ -12,20 +12,22 @@ from typing import Literal
 import numpy as np
 import torch
 
-from .autoencoders import VAE, VAENetwork
+from .autoencoders import VAE, VAENetwork, evidence_bound
 from .pretraining import PretrainingParameters, check_distinct_images, pretraining
 from ..parts.mixture import MixtureBank, first_mixture, kl_c, kl_z
 from ..parts.prototypes import draw_around
 from ..training.parameters import Count, NonNegative, param
-from ..training.phases import Phase, Step, course
+from ..training.phases import Moment, Phase, Step, course
 from ..training.presets import Value
 from ..training.registry import register
+from ..training.starts import StartsParameters
 from ..vae.elbo import kl_normal, reparameterise
 
 # %% ../../nbs/04_methods/08_vade.ipynb #16979d4f
 class VaDENetwork(VAENetwork):
     "A VAE whose prior is a mixture. Source: Jiang, Zheng, Tan, Tang & Zhou 2017; CDVaDE §2.1."
     s: "VaDE"
+    criterion = "bound"
 
     def make_bank(self, k): return MixtureBank(k, self.dim)
 
@@ -63,6 +65,9 @@ class VaDENetwork(VAENetwork):
         train = Phase("train", self.s.epochs, self.loss, stream=len(pretrained.phases) + 2,
                       **course(self.s))
         return [pretrained, Step("first clusters", self.first_clusters), train]
+
+    def measure(self, batch):
+        return super().measure(batch) | dict(bound=evidence_bound(self.loss(batch, Moment())))
 
     def draw(self, n, rng, cluster=None, shares=None):
         centres, spread, logits = (
@@ -126,7 +131,7 @@ PRESETS = dict(
 # %% ../../nbs/04_methods/08_vade.ipynb #939803ac
 @register
 @dataclass(kw_only=True, repr=False, eq=False)
-class VaDE(PretrainingParameters, VAE):
+class VaDE(StartsParameters, PretrainingParameters, VAE):
     "Variational deep embedding: a VAE whose prior is a mixture. Source: Jiang et al. 2017."
     pretrain_kl: NonNegative | None = param(
         "weight of the KL term of a plain VAE (with prior_std) in the pre-training; 0: an"

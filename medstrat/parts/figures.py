@@ -133,7 +133,8 @@ def plot_history(
     if not {"phase", "loss"} <= set(history) or len(history) == 0:
         raise ValueError(f"a history needs the columns `phase` and `loss` and at least one row; this one has "
                          f"{len(history)} rows and the columns {list(history.columns)}")
-    numeric = history.select_dtypes("number").columns.drop(["phase", "epoch", "lr", "seconds"], errors="ignore")
+    numeric = history.select_dtypes("number").columns.drop(
+        ["phase", "epoch", "lr", "seconds", "start"], errors="ignore")
     terms = list(dict.fromkeys(["loss", *(c.removeprefix("val_") for c in numeric)]))
     n_columns = min(3, len(terms))
     n_rows = -(-len(terms) // n_columns)

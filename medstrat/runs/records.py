@@ -139,13 +139,14 @@ def _found(run: Run, seconds: dict) -> dict:
     model, history, found = run.model, run.model.history_, run.associations
     if len(history): seconds = dict(seconds, epochs=round(float(history.seconds.sum()), 2))
     columns = None if found is None else found.reset_index(names="column")
-    as_json = columns is not None and columns.to_json(orient="records", double_precision=6)
+    rows = lambda table: [] if table is None else json.loads(
+        table.to_json(orient="records", double_precision=6))
     return dict(
         images={k: len(e) for k, e in run.encoded.items()}, notices=list(run.splits.notices),
         missing=run.missing, interrupted=model.interrupted_, epochs=model.n_iter_,
         signs=[vars(sign) for sign in getattr(model, "signs_", None) or []],
-        seconds=seconds, metrics=run.evaluation.metrics,
-        associations=json.loads(as_json or "[]"),
+        seconds=seconds, metrics=run.evaluation.metrics, starts=rows(model.starts_),
+        associations=rows(columns),
     )
 
 # %% ../../nbs/06_runs/01_records.ipynb #1d112292

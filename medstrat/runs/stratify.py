@@ -45,6 +45,7 @@ from ..training.parameters import parameters
 from ..training.presets import CHAINS, resolve
 from ..training.registry import get_method
 from ..training.saving import load_model
+from ..training.starts import last_checkpoint
 from ..vae.covariates import Covariates, condition_table
 
 # %% ../../nbs/06_runs/09_stratify.ipynb #ba117633
@@ -334,16 +335,17 @@ def settle_clusters(q: Question, images: ImageSet) -> tuple: # (estimator, how K
 # %% ../../nbs/06_runs/09_stratify.ipynb #17e52f22
 def _fit(s: Stratification, folder: Path):
     "Train, from the last checkpoint on if there is one, and save."
-    images, last = with_artefacts(s.cohort, s.artefacts), folder / "checkpoints" / "last.ckpt"
+    images, checkpoints = with_artefacts(s.cohort, s.artefacts), folder / "checkpoints"
     model, how = settle_clusters(s.question, images)
-    model.set_params(checkpoint_dir=last.parent)
-    whole = last.exists() and is_whole(last)
+    model.set_params(checkpoint_dir=checkpoints)
+    last = last_checkpoint(checkpoints)
+    whole = last is not None and is_whole(last)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Training was interrupted")
         model.fit(images, resume=last if whole else None)
     if model.interrupted_: raise Interrupted(
-        f"the training was stopped after {model.n_iter_} epochs. The same words go on with it; what is finished is in"
-        f" {str(s.stages.partial)!r}.")
+        f"the training was stopped after {len(model.history_)} epochs. The same words go on with it;"
+        f" what is finished is in {str(s.stages.partial)!r}.")
     model.save(folder / "model.safetensors")
     model.history_.to_csv(folder / "history.csv", index=False)
     write_json(folder / "chosen.json", dict(how=how))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LUMINANCE', 'CommonParameters', 'sized', 'in_channels', 'checked', 'set_name', 'whole_seed', 'settle_seed',
-           'take_condition', 'fingerprint', 'go_back', 'checkpoint_state', 'warn_interrupted', 'train_phase', 'Fit',
-           'check_folders', 'settle']
+           'take_condition', 'fingerprint', 'own_checkpoint', 'go_back', 'checkpoint_state', 'warn_interrupted',
+           'train_phase', 'Fit', 'check_folders', 'settle']
 
 # %% ../../nbs/03_training/14_fitting.ipynb #ec343614
 import json
@@ -188,8 +188,8 @@ def fingerprint(estimator, net, s: Settings, data: ImageBatches) -> dict:
         settings=json.dumps(values, default=str), **net.origin())
 
 # %% ../../nbs/03_training/14_fitting.ipynb #25f0573a
-def go_back(fit, path) -> str:  # the name of the phase to go on with
-    "Load networks and history of a fit from a checkpoint; ValueError where it is not its own."
+def own_checkpoint(fit, path) -> dict:
+    "The content of a checkpoint of this training; ValueError where it belongs to another."
     saved = (state := read_checkpoint(path))["medstrat"]
     if "found" not in saved:
         raise ValueError(f"{str(path)!r} was written by an earlier version of medstrat. "
@@ -197,6 +197,11 @@ def go_back(fit, path) -> str:  # the name of the phase to go on with
     if differing := what_differs(saved, fit.fingerprint):
         raise ValueError(f"{str(path)!r} belongs to another training: {'; '.join(differing)}. "
                          "Resume with the same parameters, random_state and images.")
+    return state
+
+def go_back(fit, path) -> str:  # the name of the phase to go on with
+    "Load networks and history of a fit from a checkpoint; ValueError where it is not its own."
+    saved = (state := own_checkpoint(fit, path))["medstrat"]
     if saved["n_clusters"] != fit.net.n_clusters: fit.net.set_n_clusters(saved["n_clusters"])
     weights = {k.removeprefix("net."): v for k, v in state["state_dict"].items()}
     try: fit.net.load_state_dict(weights)
@@ -216,8 +221,9 @@ def checkpoint_state(fit, phase: Phase, path) -> dict:
 def warn_interrupted(fit, phase: Phase):
     "Say where a training was interrupted, and how to go on."
     epoch = sum(row["phase"] == phase.name for row in fit.rows)
-    said = (f"Training was interrupted in phase {phase.name!r}, epoch {epoch}; "
-            "what has been learned so far is kept.")
+    where = f" of {fit.place}" if fit.place else ""
+    said = (f"Training was interrupted in phase {phase.name!r}, epoch {epoch}{where}; "
+            f"{fit.kept} is kept.")
     if fit.checkpoint: said += f" Go on with fit(…, resume={fit.checkpoint!r})."
     warnings.warn(said)
 
@@ -256,6 +262,9 @@ class Fit:
         self.rows: list = []          # the history so far
         self.found: dict = {}         # what steps found out beside the weights, as JSON has it
         self.interrupted, self.checkpoint, self.trouble = False, None, None
+        # where it is one of several, see chapter Several starts
+        self.place, self.kept = "", "what has been learned so far"
+        self.history, self.starts = self.rows, None
         self.fingerprint = fingerprint(estimator, net, s, data)
 
     @property

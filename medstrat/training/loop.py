@@ -194,6 +194,7 @@ class Bar(pl.Callback):
     def __init__(self, rows): self.rows = rows
     def on_train_start(self, trainer, module):
         name, total = module.phase.name, module.steps
+        if place := getattr(module.fit, "place", ""): name = f"{place}, {name}"
         self.bar = tqdm(total=total, initial=module.step, desc=name, unit="step", mininterval=0.5)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, i): self.bar.update()

@@ -45,6 +45,7 @@ def enough_for(n: int, k: int | str):
 class Network(nn.Module):
     "A method, from its settled parameters `s`, the images' `shape` (H,W,C), and two numbers."
     conditional = False   # is there a decoder that covariates can be told?
+    criterion = "agreement"   # what decides between several starts, see chapter Several starts
     bank: Any             # the clusters: a module with `centres` (K,d) and `responsibilities(z)`
 
     def __init__(self, s: Settings, shape: tuple, n_clusters: int, n_covariates: int = 0):
@@ -80,6 +81,10 @@ class Network(nn.Module):
     def draw(self, n: int, rng: np.random.Generator, cluster=None, shares=None) -> np.ndarray:
         "n embeddings (n,d): of one cluster, or of all by their `shares` (K,) of the images."
         raise AttributeError("it has no distribution to draw from")
+
+    def measure(self, batch: Batch) -> dict:
+        "Numbers by which finished trainings can be compared: name → scalar, higher is better."
+        return {}
 
     def prepare(self, images: np.ndarray, engine) -> np.ndarray:
         "What is computed once for all images (N,H,W,C): features, if frozen. Here: nothing."

@@ -144,6 +144,7 @@ def header_of(estimator) -> dict:
         settings={k: getattr(e.settings_, k) for k in parameters(cls) if k not in left_out},
         provenance=e.provenance_, image_shape=e.image_shape_, random_state=e.random_state_,
         interrupted=e.interrupted_, n_iter=e.n_iter_, history=e.history_.to_dict("records"),
+        starts=None if e.starts_ is None else e.starts_.to_dict("records"),
         n_clusters=e.n_clusters_, covariates=e.covariates_ and e.covariates_.to_list(),
         own_networks=own, signs=signs and [vars(sign) for sign in signs],
         **{k: getattr(e, f"{k}_", None) for k in BESIDE})
@@ -190,7 +191,8 @@ def _rebuild(model, header: dict, tensors: dict, networks: dict):
     for name in ("random_state", "interrupted", "n_iter", "n_clusters"):
         setattr(model, f"{name}_", header[name])
     for name in BESIDE: setattr(model, f"{name}_", header.get(name))  # older files have none
-    model.history_ = pd.DataFrame(header["history"])
+    model.history_, starts = pd.DataFrame(header["history"]), header.get("starts")
+    model.starts_ = None if starts is None else pd.DataFrame(starts)   # older files have none
     signs, told = header.get("signs"), header.get("covariates")
     model.signs_ = signs and [Sign(**sign) for sign in signs]   # None: nobody looked
     model.covariates_ = told and Covariates.from_list(told)

@@ -171,8 +171,11 @@ REMEDIES = {
         ("fewer", "n_clusters")),
     "few-clusters": (
         ("more", "pretrain_epochs"), ("a smaller", "beta"), ("a smaller", "sigma"),
-        ("fewer", "n_clusters"), ("another", "random_state"), ("more", "epochs")),
-    "empty-clusters": (("fewer", "n_clusters"), ("another", "random_state"), ("more", "epochs")),
+        ("fewer", "n_clusters"), ("more", "n_starts"), ("another", "random_state"),
+        ("more", "epochs")),
+    "empty-clusters": (
+        ("fewer", "n_clusters"), ("more", "n_starts"), ("another", "random_state"),
+        ("more", "epochs")),
     "collapsed-embedding": (
         ("a smaller", "beta"), ("a longer", "kl_warmup"), ("more", "pretrain_epochs"),
         ("more", "epochs"), ("another", "lr")),
