@@ -168,6 +168,7 @@ def _report(folder: Path):
                    f" probe {m['probe_accuracy']:.3f}, NMI {m['nmi']:.3f}"
                    f" on {m['scored_on']}; majority rate {m['majority_rate']:.3f},"
                    f" {m['active_clusters']} of {m['n_clusters']} clusters in use")
+    for sign in record["signs"]: typer.echo(f"! {sign['text']} {sign['remedy']}")
     for what, why in record["missing"].items(): typer.echo(f"missing: {what.replace('_', ' ')} ({why})")
     typer.echo(f"report and figures: {folder}")
 

@@ -33,6 +33,11 @@ DEEP = [m for m in METHODS if m not in ("pixels + k-means", "PCA + k-means")]   
 PRETRAINED = [m for m in METHODS if "pretrain_epochs" in get_method(m).__dataclass_fields__]    # those which begin with an autoencoder's training
 
 
+def pytest_configure(config):
+    "Networks that train for an epoch or two look as if they had failed, and have"
+    config.addinivalue_line("filterwarnings", "ignore::medstrat.training.signs.DoubtfulFit")
+
+
 _context = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
 if os.name != "nt": _context.set_forkserver_preload(["torch", "pytorch_lightning", "medstrat.runs.records", "medstrat.parts.figures", "sklearn.cluster", "sklearn.mixture", "nbdev.test", "nbdev.serve_drv", "nbformat", "IPython", "conftest"])
 

@@ -12,7 +12,6 @@ from medstrat.training.saving import load_model
 
 @pytest.mark.parametrize("method", ["DEC", "DVC", "VaDE"])
 @pytest.mark.parametrize("how", ["medical", "contrastive", dict(flip=0.5, crop=0.3)], ids=str)
-@pytest.mark.filterwarnings("ignore:.*clusters are empty:UserWarning")
 def test_sets_in_the_pretraining(method, how, X, tmp_path):
     more = dict(augment=how, n_init=2, epochs=1, pretrain_epochs=1)
     a = tiny(method, **more).fit(X)

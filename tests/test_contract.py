@@ -33,7 +33,7 @@ from medstrat.training.presets import resolve
 from medstrat.training.registry import get_method
 from medstrat.training.saving import FORMAT, load_model, read_header, read_tensors
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*clusters are empty:UserWarning", "ignore::sklearn.exceptions.ConvergenceWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 each = pytest.mark.parametrize("method", ALL)
 CLUSTERERS = [m for m in ALL if is_clusterer(get_method(m)())]
 PRETRAINED = [m for m in ALL if issubclass(get_method(m), pretraining.PretrainingParameters)]

@@ -19,7 +19,7 @@ from .autoencoders import Autoencoder, AutoencoderNetwork
 from .baselines import KMeansParameters, kmeans
 from ..parts.augmentation import AUGMENTATIONS, Augmentation, augmenter, operations_of
 from ..parts.contrast import nt_xent, partner_found
-from ..parts.prototypes import PrototypeBank, warn_of_empty
+from ..parts.prototypes import PrototypeBank
 from ..parts.schedules import OPTIMIZERS, warmup_cosine
 from ..training.estimator import as_pictures
 from ..training.inference import over_images, stack
@@ -115,7 +115,6 @@ class ContrastiveNetwork(AutoencoderNetwork):
         kmeans(fit)
         self.bank.tau.fill_(self.s.assignment_tau)
         self.decoder_is_told.fill_(float(self.s.decoder_epochs > 0 and not fit.interrupted))
-        warn_of_empty(fit.assign(), self.n_clusters)
 
     def set_n_clusters(self, k):
         if k != self.n_clusters:

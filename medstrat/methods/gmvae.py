@@ -15,9 +15,8 @@ from torch import nn
 
 from .autoencoders import VAE, VAENetwork, evidence_bound
 from ..parts.mixture import kl_c, kl_z, log_joint
-from ..parts.prototypes import warn_of_empty
 from ..training.parameters import Count, NonNegative, param
-from ..training.phases import Moment, Step
+from ..training.phases import Moment
 from ..training.presets import Value
 from ..training.registry import register
 from ..training.rules import SHARED, on_features
@@ -87,10 +86,6 @@ class GMVAENetwork(VAENetwork):
         prior = terms["kl_z"] + terms["kl_w"] + terms["kl_c"].clamp(min=self.s.floor)
         return dict(loss=reconstruction + self.beta(at) * prior, reconstruction=reconstruction,
                     **terms, z=m.detach())
-
-    def recipe(self):
-        look = Step("look", lambda fit: warn_of_empty(fit.assign(), self.n_clusters))
-        return [*super().recipe(), look]
 
     def measure(self, batch):
         return super().measure(batch) | dict(bound=evidence_bound(self.loss(batch, Moment())))

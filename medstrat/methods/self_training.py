@@ -13,7 +13,6 @@ import torch
 
 from .pretraining import distorted
 from ..parts.mixture import check_distinct, fit_mixture
-from ..parts.prototypes import warn_of_empty
 from ..parts.schedules import OPTIMIZERS
 from ..parts.student import Target
 from ..training.phases import Phase, Step, course
@@ -58,10 +57,9 @@ def renewal_is_due(s, at) -> bool:
 
 # %% ../../nbs/04_methods/05_self_training.ipynb #ba6fb1e9
 def look(net, fit):
-    "Keep each cluster's standard deviations in the bank; warn of empty clusters."
+    "Keep each cluster's standard deviations in the bank."
     Z, labels = fit.encode()
     for k in np.unique(labels): net.bank.spread[k] = torch.from_numpy(Z[labels == k].std(0))
-    warn_of_empty(labels, net.n_clusters)
 
 # %% ../../nbs/04_methods/05_self_training.ipynb #8f7f7b8e
 def self_training(

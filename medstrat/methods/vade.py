@@ -15,7 +15,7 @@ import torch
 from .autoencoders import VAE, VAENetwork, evidence_bound
 from .pretraining import PretrainingParameters, check_distinct_images, pretraining
 from ..parts.mixture import MixtureBank, first_mixture, kl_c, kl_z
-from ..parts.prototypes import draw_around, warn_of_empty
+from ..parts.prototypes import draw_around
 from ..training.parameters import Count, NonNegative, param
 from ..training.phases import Moment, Phase, Step, course
 from ..training.presets import Rule, Value
@@ -65,8 +65,7 @@ class VaDENetwork(VAENetwork):
         pretrained = pretraining(self, self.pretrain_loss, reads=("prior_std",))
         train = Phase("train", self.s.epochs, self.loss, stream=len(pretrained.phases) + 2,
                       **course(self.s))
-        look = Step("look", lambda fit: warn_of_empty(fit.assign(), self.n_clusters))
-        return [pretrained, Step("first clusters", self.first_clusters), train, look]
+        return [pretrained, Step("first clusters", self.first_clusters), train]
 
     def measure(self, batch):
         return super().measure(batch) | dict(bound=evidence_bound(self.loss(batch, Moment())))

@@ -4,11 +4,9 @@
 
 # %% auto #0
 __all__ = ['similarity', 'soft_assign', 'temperature', 'draw_labels', 'batch_sums', 'move_prototypes', 'orthogonality',
-           'PrototypeBank', 'draw_of_cluster', 'draw_around', 'warn_of_empty']
+           'PrototypeBank', 'draw_of_cluster', 'draw_around']
 
 # %% ../../nbs/02_parts/02_prototypes.ipynb #f384d3d6
-import warnings
-
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -194,12 +192,3 @@ def draw_around(
     "Embeddings from the normal distributions around the centres."
     which = rng.choice(len(centres), n, p=shares) if cluster is None else np.full(n, cluster)
     return centres[which] + rng.standard_normal((n, centres.shape[1])) * spread[which]
-
-# %% ../../nbs/02_parts/02_prototypes.ipynb #0e03822f
-def warn_of_empty(labels: np.ndarray, n_clusters: int):
-    "Warn of clusters that no training image uses."
-    empty = np.setdiff1d(np.arange(n_clusters), labels)
-    if not len(empty): return
-    numbers = ", ".join(map(str, empty[:10]))
-    warnings.warn(f"{len(empty)} of {n_clusters} clusters are empty (numbers {numbers}). "
-                  "Fewer clusters, another random_state, or more training may help.")

@@ -144,6 +144,7 @@ def _found(run: Run, seconds: dict) -> dict:
     return dict(
         images={k: len(e) for k, e in run.encoded.items()}, notices=list(run.splits.notices),
         missing=run.missing, interrupted=model.interrupted_, epochs=model.n_iter_,
+        signs=[vars(sign) for sign in getattr(model, "signs_", None) or []],
         seconds=seconds, metrics=run.evaluation.metrics, starts=rows(model.starts_),
         associations=rows(columns),
     )

@@ -34,7 +34,7 @@ from ..data.splits import group_codes, group_column
 from ..evaluation.artefacts import leading_artefact, measure_files, measure_picture
 from ..evaluation.association import associations
 from ..evaluation.characteristics import characteristics, methods_paragraph
-from .contents import about_sizes, image_names, map_of, path_between, show_subgroups
+from .contents import image_names, map_of, path_between, show_subgroups
 from .records import describe_place
 from .reference import Described, Reference, assigned, describe
 from .report import Content, write_report
@@ -414,7 +414,7 @@ def alarms(s: Stratification) -> list: # of sentences
     if len(failed): said.append(
         f"{len(failed):,} of {len(files):,} files are images that could not be read. If they "
         "differ from the others, so does the cohort; the reasons are below.")
-    said += s.alarms + about_sizes(s.seen.clusters, s.model.n_clusters_)
+    said += s.alarms + [f"The method may not have worked. {sign}" for sign in s.model.signs_ or []]
     return said + [f"Not everything could be made: {k.replace('_', ' ')} ({why})."
                    for k, why in s.stages.missing.items()]
 

@@ -15,7 +15,7 @@ from conftest import (
 from medstrat.training.presets import find_value
 from medstrat.training.registry import get_method
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*clusters are empty:UserWarning", "ignore::sklearn.exceptions.ConvergenceWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
 def test_the_decoder_rests_in_dec_only(X):

@@ -8,7 +8,7 @@ from conftest import changed_parts, mlp, net_input, phase
 from medstrat.training.presets import lookup
 from medstrat.training.registry import get_method
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*clusters are empty:UserWarning", "ignore::sklearn.exceptions.ConvergenceWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
 def test_it_is_dec_on_a_vae(X):

@@ -15,7 +15,7 @@ from medstrat.parts.mixture import log_joint
 from medstrat.training.method import Batch
 from medstrat.training.phases import Moment
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*clusters are empty:UserWarning", "ignore::sklearn.exceptions.ConvergenceWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
 def test_conditional_mixture():

@@ -30,7 +30,7 @@ from medstrat.training.registry import get_method
 from medstrat.training.saving import load_model
 from medstrat.vae.networks import activation_layer
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*clusters are empty:UserWarning", "ignore::sklearn.exceptions.ConvergenceWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
 @pytest.mark.parametrize("method", ["DEC", "DVC-2"])

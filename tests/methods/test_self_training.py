@@ -1,6 +1,5 @@
 "Self-training, whatever the network (DEC, IDEC, DVC-1, DVC-2): the first clusters, targets, when it stops, and what can go wrong."
 import gc
-import warnings
 
 import numpy as np
 import pandas as pd
@@ -33,7 +32,7 @@ from medstrat.training.phases import NonFiniteLoss
 from medstrat.training.registry import get_method
 from medstrat.training.saving import load_model, read_tensors
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*clusters are empty:UserWarning", "ignore::sklearn.exceptions.ConvergenceWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
 # ---- the first clusters
@@ -337,7 +336,7 @@ def test_a_dead_cluster(method, far, X, monkeypatch):
         return m
     monkeypatch.setattr(self_training, "first_clusters", centres)
     a = mlp(method, update_interval=2, epochs=3)
-    with pytest.warns(UserWarning, match=r"of 3 clusters are empty \(numbers .*2\)"): a.fit(X)
+    with pytest.warns(UserWarning, match=r"of 3 clusters (is|are) empty \(numbers .*2\)"): a.fit(X)
     assert 2 not in a.labels_ and all(v.isfinite().all() for v in a.module_.state_dict().values())
     assert np.isfinite(history(a).loss).all() and np.isfinite(a.predict_proba(X)).all()
     assert not a.module_.bank.spread[2].any() and a.module_.bank.spread[0].all()
@@ -345,12 +344,6 @@ def test_a_dead_cluster(method, far, X, monkeypatch):
     assert np.isfinite(dead).all() and (dead == dead[0]).all() and np.isfinite(a.prototypes()).all()    # no members, no spread: its centre, decoded
     monkeypatch.setattr(type(a), "inverse_transform", lambda self, Z, condition=None: Z)
     assert np.abs(a.sample(200)).max() < 1e3 or far == 1e3 and np.abs(a.sample(200) - a.cluster_centers_[2]).sum(1).min() > 1      # never drawn among all
-
-
-def test_no_warning_where_no_cluster_is_empty(X):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        mlp("IDEC", n_clusters=2).fit(X)
 
 
 # ---- files and samples

@@ -18,6 +18,7 @@ from medstrat.methods.transfer import FeatureKMeans, Transfer, read_labels
 from medstrat.parts.backbones import Backbone, compute_features, load_backbone
 from medstrat.training.registry import get_method
 from medstrat.training.saving import load_model
+from medstrat.training.signs import DoubtfulFit
 
 TINY, SIDE = BACKBONE, 32
 
@@ -324,6 +325,7 @@ def test_memory_mapped_images(file, tmp_path):
 def test_no_warnings_in_a_normal_run(file):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DoubtfulFit)   # two epochs are few
         for cls in (FeatureKMeans, Transfer): make(cls, file).fit(labelled(), validation=labelled(20)).predict(images())
 
 

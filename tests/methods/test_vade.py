@@ -1,5 +1,4 @@
 "VaDE: the bound and its terms, the start, what it finds and draws, and what can go wrong."
-import warnings
 
 import numpy as np
 import pandas as pd
@@ -16,12 +15,11 @@ from torch import nn
 
 from medstrat.methods.vade import VaDE
 from medstrat.parts.mixture import first_mixture, log_joint
-from medstrat.training.fitting import Fit
 from medstrat.training.method import Batch, build
 from medstrat.training.phases import Moment, NonFiniteLoss
 from medstrat.training.presets import resolve
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*clusters are empty:UserWarning", "ignore::sklearn.exceptions.ConvergenceWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
 def mixture_of(log_pi, mu, logvar): return D.MixtureSameFamily(D.Categorical(logits=log_pi), D.Independent(D.Normal(mu, (0.5 * logvar).exp()), 1))
@@ -202,15 +200,6 @@ def test_a_mixture_that_breaks_is_named(name, term, quarters):
             if module.phase.name == "train": good.append({k: v.clone() for k, v in module.net.state_dict().items()})
     mixed(epochs=4, trainer_options=dict(callbacks=[Note()])).fit(quarters[0])
     assert all(v.equal(good[1][k]) for k, v in a.module_.state_dict().items())
-
-
-def test_empty_clusters_are_reported(quarters, monkeypatch):
-    monkeypatch.setattr(Fit, "assign", lambda self: np.zeros(len(self.images), np.int64))
-    with pytest.warns(UserWarning, match=r"2 of 3 clusters are empty \(numbers 1, 2\).*random_state.*more training"): mixed().fit(quarters[0])
-    monkeypatch.setattr(Fit, "assign", lambda self: np.arange(len(self.images)) % 3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        mixed().fit(quarters[0])
 
 
 @pytest.mark.parametrize("stop", [6, 8, 15])      # in the pre-training, at its last batch, while the weight of the KL term rises

@@ -11,6 +11,7 @@ from medstrat.methods.vaesim import first_images, is_due
 from medstrat.parts.prototypes import orthogonality
 from medstrat.training.method import Batch, Told
 from medstrat.training.phases import Moment
+from medstrat.training.signs import DoubtfulFit
 
 
 def test_decoder_uses_its_condition(X, fitted):
@@ -139,6 +140,7 @@ def test_gradients_of_the_loss(X):
 def test_no_warnings_in_a_normal_run(X):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DoubtfulFit)   # two epochs are few
         tiny().fit(X, validation=images(20)).predict(X)
 
 

@@ -1,5 +1,4 @@
 "The bank of prototypes: similarities, responsibilities, the update and its direction, re-seeding, draws; and several processes."
-import warnings
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from medstrat.parts.prototypes import (
     similarity,
     soft_assign,
     temperature,
-    warn_of_empty,
 )
 
 few = settings(max_examples=25, deadline=None)
@@ -253,10 +251,3 @@ def test_draws_of_a_cluster_that_is_hardly_reached():
 def test_draws_without_a_spread_are_the_centre():
     centres = np.arange(8.0).reshape(4, 2)
     assert (draw_around(centres, 0 * centres, 3, np.random.default_rng(0), 0, None) == centres[[0, 0, 0]]).all()
-
-
-def test_a_warning_of_empty_clusters_only():
-    with pytest.warns(UserWarning, match=r"2 of 5 clusters are empty \(numbers 2, 4\)"): warn_of_empty(np.array([0, 1, 3, 3]), 5)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warn_of_empty(np.array([0, 1, 3, 2]), 4)

@@ -5,7 +5,7 @@ import pytest
 from conftest import images, tiny
 
 from medstrat.data.images import ImageSet
-from medstrat.runs.contents import about_sizes, image_names, map_of, path_between, rivals, show_subgroups
+from medstrat.runs.contents import image_names, map_of, path_between, rivals, show_subgroups
 from medstrat.runs.reference import Described, describe
 
 
@@ -45,8 +45,3 @@ def test_subgroups_path_and_map(method):
     assert len(steps) == 5 and sizes[i] >= sizes[j] >= sorted(sizes)[1] and np.allclose(steps[0], a.prototypes()[i], atol=1e-5)
     e = map_of(x, seen, x.table[["view"]], most=50)
     assert e.xy.shape == (50, 2) and e.thumbnails.shape[0] == len(e.names) == 50 and (x.images[int(e.names[7].removesuffix(".png"))] == e.thumbnails[7]).all()
-
-
-def test_odd_sizes_are_said():
-    assert about_sizes(np.arange(4), 4) == []
-    assert "numbers 1, 3" in about_sizes(np.array([0, 2]), 4)[0] and "95%" in about_sizes(np.array([0] * 19 + [1]), 2)[0]

@@ -1,5 +1,6 @@
 "A cohort in stages, from files to a report: what is asked, what comes out, and what a stop in between changes (nothing)."
 import filecmp
+import html
 import json
 from pathlib import Path
 
@@ -35,6 +36,8 @@ def test_what_comes_out(done, example):
     assert {p.name for p in done.iterdir()} == {*TABLES, "model.safetensors", "history.csv", "report.html", "record.json"}
     assigned, record = pd.read_csv(done / "assignments.csv"), json.loads((done / "record.json").read_text())
     assert list(assigned) == ["file", "cluster", "probability", "distance", "typical", "error", "outlier"] and len(assigned) == 60
+    model = load_model(done / "model.safetensors")     # two epochs, and it says so
+    assert model.signs_ and all(f"The method may not have worked. {s}" in record["alarms"] for s in model.signs_)
     assert record["sizes"] == np.bincount(assigned.cluster, minlength=3).tolist() and record["patients"] == 30 and record["missing"] == {}
     assert record["rules"]["colour"] == "gray" and record["rules"]["size"] == 32 and record["provenance"]["epochs"] == "given"
     assert set(record["seconds"]) == set(STAGES) and {"medstrat", "torch", "python"} <= set(record["versions"])
@@ -42,6 +45,7 @@ def test_what_comes_out(done, example):
     assert {"view", "age", "file_contrast"} <= set(found.index) and not {"patient", "file"} & set(found.index)
     assert found.of["age"] == "table" and found.of["file_contrast"] == "file" and "patients" in found.remark["age"]
     text = (done / "report.html").read_text()
+    assert model.signs_[0].text in html.unescape(text)
     assert "file_contrast" in text and "Characteristics" in text
 
 
