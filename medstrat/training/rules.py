@@ -68,7 +68,7 @@ SIDE = Rule(working_side, "ink: at most 32 pixels, other pixels at most 64; feat
 AUGMENT = Rule(lambda at: "none" if at.features or at.side < 12 else "affine",
                "small distortions, where there are pixels enough: 12 a side")
 
-# %% ../../nbs/03_training/16_rules.ipynb #e396b279
+# %% ../../nbs/03_training/17_rules.ipynb #e396b279
 SHARED = dict(
     backbone=BACKBONE, network=NETWORK, image_size=SIDE, batch_size=BATCH,
     epochs=budget(3000, 40, 200, "the losses have levelled off"))
