@@ -38,7 +38,7 @@ class DVCNetwork(DECNetwork, VAENetwork):
         reconstruction = self.reconstruction(logits, batch.x)
         kl = kl_normal(mu, logvar, s.prior_std).mean()
         L_r = reconstruction + self.beta(at) * kl if s.refine_with == "elbo" else reconstruction
-        loss = s.lam * clustering + (1 - s.lam) * L_r / math.prod(self.shape)
+        loss = s.lam * clustering + (1 - s.lam) * L_r / math.prod(self.input_shape)
         return dict(loss=loss, reconstruction=reconstruction, kl=kl, **noted)
 
 # %% ../../nbs/04_methods/07_dvc.ipynb #7ba4ebc4

@@ -93,6 +93,7 @@ class GMVAENetwork(VAENetwork):
 
     @classmethod
     def check(cls, s):
+        super().check(s)
         if s.prior_std == 1.0: return
         raise ValueError("prior_std has no effect: the prior of GMVAE is a mixture. Leave it out.")
 
