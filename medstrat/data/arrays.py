@@ -218,7 +218,7 @@ def as_vectors(
     if x.ndim != 2 or not x.size or x.dtype.kind != "f": raise ValueError(
         f"Vectors of shape {_by(x.shape)} and type {x.dtype} were given. "
         "Needed: floats N×d, a row an image; whole numbers: x.astype('float32').")
-    with np.errstate(over="ignore"): x = x.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"): x = np.ascontiguousarray(x, np.float32)
     for s in _blocks(x):
         if (odd := ~np.isfinite(x[s])).any():
             i, j = np.argwhere(odd)[0]
@@ -227,13 +227,13 @@ def as_vectors(
                 "Repair or leave out such rows first.")
     return x
 
-# %% ../../nbs/00_data/00_arrays.ipynb #9a72d0b5
+
 def _numbers(table:pd.DataFrame) -> np.ndarray: # N×d floats
     "The values of a table of numbers; ValueError names a column of another type"
     other = [c for c in table if table[c].dtype.kind not in "iufb"]
     if other: raise ValueError(
-        f"The column {other[0]!r} of the vectors holds {table[other[0]].dtype}; all of them must be numbers. "
-        "Leave out names and labels: table.select_dtypes('number').")
+        f"The column {other[0]!r} of the vectors holds {table[other[0]].dtype}; all must be "
+        "numbers. Leave out names and labels: table.select_dtypes('number').")
     return table.to_numpy(np.float64)
 
 # %% ../../nbs/00_data/00_arrays.ipynb #06d69df9

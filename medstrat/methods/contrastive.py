@@ -128,8 +128,8 @@ class ContrastiveNetwork(AutoencoderNetwork):
     @classmethod
     def check(cls, s):
         if on_features(s): raise ValueError(
-            f"backbone={s.backbone!r}: contrastive AE compares two distorted views of an image, which"
-            " takes pixels. Leave it out, or take IDEC, VaDE, DVC-2, …")
+            f"backbone={s.backbone!r}: contrastive AE compares two distorted views of an image, "
+            "which takes pixels. Leave it out, or take IDEC, VaDE, DVC-2, …")
         super().check(s), check_views(s), check_rates(s)
 
     @classmethod

@@ -38,8 +38,8 @@ class FeatureNetwork(BackboneNetwork):
     def check(cls, s):
         super().check(s)
         if not on_features(s): raise ValueError(
-            "backbone='none' leaves no features. Name one, for example 'efficientnet-lite0'; k-means"
-            " on pixels is the method 'pixels + k-means'.")
+            "backbone='none' leaves no features. Name one, for example 'efficientnet-lite0'; "
+            "k-means on pixels is the method 'pixels + k-means'.")
 
 # %% ../../nbs/04_methods/11_transfer.ipynb #a7fb012e
 @dataclass(kw_only=True, repr=False, eq=False)

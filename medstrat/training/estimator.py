@@ -35,7 +35,8 @@ class DeepEstimator(
 
     def fit(
         self,
-        X,                # images (N,H,W), (N,H,W,C), (N,C,H,W), an ImageSet, or a Dataset
+        X,                # images (N,H,W), (N,H,W,C), (N,C,H,W), an ImageSet, a Dataset;
+                          # or vectors (N,d), by themselves or an ImageSet's
         y=None,           # labels (N,) for a classifier; a clusterer ignores them
         condition=None,   # what the decoder is told: columns of X's table, or values, row by image
         validation=None,  # images for a validation loss; with a condition, or labels: an ImageSet
@@ -139,7 +140,7 @@ class DeepClusterer(ClusterMixin, DeepEstimator):
     "The methods that find clusters: a scikit-learn clusterer and transformer over images."
     n_clusters: Count | None = param("K, the number of clusters", "clustering")
 
-    presets = dict(ours={"*": dict(n_clusters=Value(
+    presets: ClassVar[dict] = dict(ours={"*": dict(n_clusters=Value(
         10, "a round number; choose it for your data, or by a criterion without labels"))})
 
     # clusters are found without labels

@@ -135,8 +135,8 @@ def as_pixels(X, shape: tuple, who: str) -> np.ndarray:  # (N,H,W,C)
     if isinstance(X, ImageSet): return X.images
     items = as_items(X)
     if items.ndim == 4: return items
-    raise ValueError(f"{who} was fitted on images of shape (H,W,C) = {tuple(shape)}, but got vectors"
-                     f" {items.shape}. Give the images themselves, or fit on vectors.")
+    raise ValueError(f"{who} was fitted on images of shape (H,W,C) = {tuple(shape)}, but got "
+                     f"vectors {items.shape}. Give the images themselves, or fit on vectors.")
 
 def checked_vectors(X, shape: tuple, who: str) -> np.ndarray:  # (N,d)
     "The vectors of X, for a network that learned from vectors of `shape`; ValueError for others."

@@ -24,7 +24,7 @@ from .saving import read_tensors
 
 # %% ../../nbs/03_training/15_fronts.ipynb #33b5d7e7
 class BackboneNetwork(Network):
-    "A network that may have another one in front, trained on ImageNet; its features are computed once."
+    "A network that may have one in front, trained on ImageNet; its features are computed once."
     takes_vectors = True
 
     def __init__(self, s, shape, n_clusters, n_covariates=0):
@@ -82,7 +82,7 @@ class BackboneParameters:
 class FrontNetwork(BackboneNetwork):
     "A network on images, or on scaled features: of a backbone, or computed elsewhere."
     def __init__(self, s, shape, n_clusters, n_covariates=0):
-        super().__init__(s, shape, n_clusters, n_covariates)
+        with torch.random.fork_rng(devices=[]): super().__init__(s, shape, n_clusters, n_covariates)
         n_features = super().input_shape[0]
         self.scaling = Scaling(n_features, s.scaling, s.feature_dim) if on_features(s) else None
 
@@ -117,7 +117,7 @@ class FrontNetwork(BackboneNetwork):
 
 # %% ../../nbs/03_training/15_fronts.ipynb #d05dae78
 @lru_cache
-def count_features(backbone: str, input_size: int) -> int:
+def count_features(backbone: str, input_size: int):  # F
     "How many numbers a backbone says of an image."
     with torch.random.fork_rng(devices=[]): return Backbone(backbone, input_size).n_features
 
