@@ -81,8 +81,8 @@ def needs_vectors(model, vectors):
     "ValueError where a model learned from vectors and there are none, or the other way round."
     learned = len(model.image_shape_) == 1
     if learned and vectors is None: raise ValueError(
-        f"this {model.name} learned from vectors of {model.image_shape_[0]} numbers: give a file with those of the"
-        " new images (--vectors FILE, vectors=…).")
+        f"this {model.name} learned from vectors of {model.image_shape_[0]} numbers: give a file "
+        "with those of the new images (--vectors FILE, vectors=…).")
     if not learned and vectors is not None: raise ValueError(
         f"this {model.name} learned from images, not from vectors. Leave out vectors.")
 
@@ -112,7 +112,8 @@ def assign_folder(
     how = table, key, Rules.from_dict(net.reading_), patient, max_failed, cache_dir, n_jobs
     try:
         cohort = read_folder(here, *how, numbers)
-        if vectors is not None: cohort = with_vectors(cohort, vectors, None if table else key, numbers)
+        if vectors is not None:
+            cohort = with_vectors(cohort, vectors, None if table else key, numbers)
         work = lambda into: _assign(net, cohort, max_failed, _paths(here, cohort, numbers), into)
         done = stages.do("assign", work, inputs=[cohort.checksum, __version__])
         summary = json.loads((done / "summary.json").read_text())

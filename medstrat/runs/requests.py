@@ -86,7 +86,7 @@ class Request:
     table: str | None = None   # of a folder of image files: CSV, Excel or Parquet
     key: str | None = None     # its column that names the files; None: the one that fits
     reading: Any = None        # reading rules that differ from the usual ones, as a dictionary
-    vectors: str | None = None # features of the images, computed elsewhere: .npy, .npz, CSV, Parquet
+    vectors: str | None = None # features of the images, a file: .npy, .npz, CSV, Parquet
     side: int | None = field(default=None, init=False)  # of the images that the method works with
 
     def estimator(self):

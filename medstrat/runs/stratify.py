@@ -222,8 +222,10 @@ def read_cohort(
     "Files and table, or a named set, as one cohort."
     folder = Path(q.folder).expanduser()
     if folder.is_dir():
-        c = read_folder(folder, q.table, q.key, q.rules, q.patient, q.max_failed, cache_dir, n_jobs, pseudonyms)
-        return c if q.vectors is None else with_vectors(c, q.vectors, None if q.table else q.key, pseudonyms)
+        c = read_folder(folder, q.table, q.key, q.rules, q.patient, q.max_failed, cache_dir,
+                        n_jobs, pseudonyms)
+        if q.vectors is None: return c
+        return with_vectors(c, q.vectors, None if q.table else q.key, pseudonyms)
     if pseudonyms is not None: raise ValueError(
         f"pseudonymise=True belongs to a folder of image files; {str(q.folder)!r} is none.")
     if q.table is not None or q.key is not None and q.vectors is None: raise ValueError(
@@ -236,7 +238,8 @@ def read_cohort(
     names = [f"{name} {i}" for name, p in parts.items() for i in range(len(p))]
     table = table.drop(columns="file", errors="ignore").assign(file=names)
     features = None if q.vectors is None else np.concatenate([p.vectors for p in parts.values()])
-    images, files = ImageSet(pixels, table, name=splits.name, vectors=features), pd.DataFrame(dict(file=names))
+    images = ImageSet(pixels, table, name=splits.name, vectors=features)
+    files = pd.DataFrame(dict(file=names))
     group = group_column(images, q.patient)
     where, whole = Path(splits.source or folder), str(splits.checksum)
     return Cohort(images, files, q.rules, list(splits.notices), group, None, where, whole)
@@ -333,7 +336,8 @@ def settle_clusters(q: Question, images: ImageSet) -> tuple: # (estimator, how K
     try: return q.estimator("elbow"), "elbow of the k-means curve on the method's embedding"
     except ValueError: pass
     rows = np.random.default_rng(q.seed).permutation(len(images))[:5000]
-    what, values = ("images", 32 * 32) if images.vectors is None else ("vectors", images.vectors.shape[1])
+    what, values = "images", 32 * 32
+    if images.vectors is not None: what, values = "vectors", images.vectors.shape[1]
     method = get_method("PCA + k-means")(n_clusters="elbow", image_size=32, random_state=q.seed,
                                          latent_dim=min(32, len(rows), values), verbose=False)
     k = method.fit(images[np.sort(rows)]).n_clusters_

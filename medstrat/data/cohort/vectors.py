@@ -40,8 +40,8 @@ def _of_table(table: pd.DataFrame, key: str | None) -> tuple:
         " ids and columns of numbers. Say which has the ids (key=…), and leave out the others")
     column = key if key is not None else texts[0] if texts else None
     if any(str(c).startswith("Unnamed: ") and c != column for c in table): raise ValueError(
-        "it has a column without a heading, often of row numbers, which are no feature; leave it out"
-        " (to_csv(…, index=False))")
+        "it has a column without a heading, often of row numbers, which are no feature; leave it "
+        "out (to_csv(…, index=False))")
     ids = None if column is None else table[column].to_numpy()
     return ids, table.drop(columns=[column] if column is not None else [])
 
@@ -99,7 +99,8 @@ def rows_of_images(names, ids) -> tuple:  # (row of each image (N,), remarks)
         "apart. Give the vectors without ids, in the order of the images.")
     ids = np.asarray(ids)
     texts = ids.astype(str) if ids.dtype.kind == "S" else ids
-    joined = join(names, pd.DataFrame(dict(id=texts)), "id")
+    table = pd.DataFrame(dict(id=texts, row=range(len(texts))))   # a name twice is two rows
+    joined = join(names, table, "id")
     lost = np.flatnonzero(joined.rows < 0)
     if len(lost): raise ValueError(
         f"{len(lost)} of {len(names)} images have no vector of their own, such as "
