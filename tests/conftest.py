@@ -107,7 +107,8 @@ def backbone_file():
 BACKBONE = "test_efficientnet"
 # what makes a method small; each takes the parameters that it has. A function is called when its parameter is there
 SMALL = dict(n_clusters=3, image_size=16, epochs=2, pretrain_epochs=2, layer_epochs=1, batch_size=20, channels=(4, 8), hidden=(16,), latent_dim=4, w_dim=2, prior_hidden=8,
-             decoder_epochs=2, projection_dim=8, backbone=BACKBONE, weights=backbone_file, input_size=32, random_state=0, accelerator="cpu", precision="32-true", verbose=False)
+             decoder_epochs=2, projection_dim=8, random_state=0, accelerator="cpu", precision="32-true", verbose=False)
+BEHIND = dict(backbone=BACKBONE, weights=backbone_file, input_size=32)    # of those that always stand behind a backbone, and of the others where they are to
 NEEDS = {"CDVaDE": dict(condition="tone")}   # beside that, to be fitted to a `cohort`: a column of its table
 
 
@@ -118,7 +119,8 @@ def known(method, values):
 
 def tiny(method="VAESim", **changes):
     "An unfitted estimator that trains in a fraction of a second"
-    small = {k: v() if callable(v) else v for k, v in known(method, SMALL).items()}
+    values = SMALL | (BEHIND if method in ("transfer", "features + k-means") else {})
+    small = {k: v() if callable(v) else v for k, v in known(method, values).items()}
     return get_method(method)(**small | changes)
 
 

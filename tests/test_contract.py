@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ALL, Lazy, apart, cohort, history, images, interrupt, known, ready, same_weights
+from conftest import ALL, BEHIND, Lazy, apart, backbone_file, cohort, history, images, interrupt, known, ready, same_weights
 from sklearn.base import clone, is_classifier, is_clusterer
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import estimator_checks
@@ -544,7 +544,7 @@ def begun(method, way="", seen=None, **changes):
         def __getattribute__(self, name): seen is None or seen.add(name); return super().__getattribute__(name)
     fit.s = s = Recorder(**vars(fit.s))
     autoencoder = next(c for c in a.method.__mro__ if c.__module__ == "medstrat.methods.autoencoders")     # the method's own part is not pre-trained
-    build(autoencoder, s, fit.net.shape, 3, fit.net.n_covariates), a.method.working_size(s, (16, 16, 1)), take_condition(a, None, s, cohort(), 60, None)
+    build(autoencoder, s, fit.net.shape, 3, fit.net.n_covariates).start(), a.method.working_size(s, (16, 16, 1)), take_condition(a, None, s, cohort(), 60, None)
     if way: fit.net, fit.data = build(a.method, fit.s.but(), fit.net.shape, 3), ImageBatches(fit.images)     # layer by layer, nobody can be told anything
     fit.net.s, fit.engine = s, Engine.of(s)
     def made(*parts): raise Made(Block(*parts))
@@ -573,7 +573,8 @@ def kept_as(fit, block, monkeypatch) -> tuple:
 @pytest.mark.parametrize("method", PRETRAINED)
 def test_the_name_of_a_pretraining_is_made_of_what_it_reads(method, tmp_path, monkeypatch):
     seen = set()
-    for i, (way, more) in enumerate([("", dict(network="conv", cache_dir=tmp_path)), ("", dict(network="mlp")), ("", dict(likelihood="gaussian")), ("layer-wise", {})]):
+    for i, (way, more) in enumerate([("", dict(network="conv", cache_dir=tmp_path)), ("", dict(network="mlp")), ("", dict(likelihood="gaussian")), ("layer-wise", {}),
+                                       ("", BEHIND | dict(weights=backbone_file(), network="mlp", likelihood="gaussian", augment="none"))]):
         fit, block = pretrained(method, way, seen, **more)
         pretraining.take_given(fit)
         if not i: first = fit, block
@@ -585,7 +586,7 @@ def test_the_name_of_a_pretraining_is_made_of_what_it_reads(method, tmp_path, mo
 def another(method, name, value):
     "Another value that a parameter may have; None: not found"
     hint = get_type_hints(get_method(method), include_extras=True)[name]
-    choices = [c for h in (hint, *get_args(hint)) if get_origin(h) is Literal for c in get_args(h) if c != value]
+    choices = [c for h in (hint, *get_args(hint)) if get_origin(h) is Literal for c in get_args(h) if c not in (value, "auto")]
     if isinstance(value, bool): return not value
     if choices: return choices[0]
     if isinstance(value, (int, float)): return value + 1 if isinstance(value, int) else value / 2 or 0.5

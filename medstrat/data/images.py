@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from .arrays import as_images, resize
+from .arrays import as_images, as_vectors, resize
 from .names import did_you_mean
 
 # %% ../../nbs/00_data/02_images.ipynb #bdc723da
@@ -25,6 +25,12 @@ def _class_names(codes:np.ndarray, classes) -> dict:
         f"Labels {missing} have no class name; named are {names}. Name every code that occurs.")
     return names
 
+# %% ../../nbs/00_data/02_images.ipynb #713ec3a3
+def _rows_of(vectors:np.ndarray, n:int, name:str) -> np.ndarray:
+    "The vectors, if there is one for each of n images; ValueError"
+    if len(vectors) == n: return vectors
+    raise ValueError(f"{name}: {n} images, but {len(vectors)} vectors. Row i must describe image i.")
+
 # %% ../../nbs/00_data/02_images.ipynb #69b5c78c
 class ImageSet:
     "N images and a table of N rows: what is known about each image"
@@ -35,9 +41,11 @@ class ImageSet:
         target:str|None=None,  # the column that holds the label, whole-number codes
         classes=None,          # {code: name} or list of names; None: the codes as text
         name:str="images",     # for messages and figures
+        vectors=None,          # N×d, features of the images that methods learn from; None: pixels
     ):
         self.images, self.name, self.target = as_images(images), name, target
         n = len(self.images)
+        self.vectors = None if vectors is None else _rows_of(as_vectors(vectors), n, name)
         table = pd.DataFrame(index=range(n)) if table is None else pd.DataFrame(table)
         if len(table) != n: raise ValueError(
             f"{name}: {n} images, but the table (or the labels) has {len(table)} rows. "
@@ -110,7 +118,8 @@ def _in_words(s:ImageSet) -> str:
     names = ", ".join(list(s.classes.values())[:12])
     label = f"; label {s.target!r}: {names}" if s.target is not None else ""
     more = [str(c) for c in s.table if c != s.target]
-    return (f"{s.name}: {len(s)} images {'×'.join(map(str, s.image_shape))} {s.images.dtype}{label}"
+    vectors = "" if s.vectors is None else f"; vectors of {s.vectors.shape[1]} numbers"
+    return (f"{s.name}: {len(s)} images {'×'.join(map(str, s.image_shape))} {s.images.dtype}{vectors}{label}"
             + (f"; columns {', '.join(more)}" if more else ""))
 
 # %% ../../nbs/00_data/02_images.ipynb #bed9e1f8
@@ -156,7 +165,8 @@ def _select(s:ImageSet, rows) -> ImageSet:
     images = s.images[:0] if empty else s.images[rows]
     if not len(images):
         raise IndexError(f"This selection leaves none of the {len(s)} images of {s.name}.")
-    return s.but(images=images, table=s.table.iloc[rows].reset_index(drop=True))
+    vectors = None if s.vectors is None else s.vectors[rows]
+    return s.but(images=images, table=s.table.iloc[rows].reset_index(drop=True), vectors=vectors)
 
 # %% ../../nbs/00_data/02_images.ipynb #a0229eee
 def _description(s:ImageSet) -> pd.DataFrame: # one row; column groups set, count, share, values

@@ -254,6 +254,14 @@ def _checksum(parts:Parts) -> str: # SHA-256, 64 hexadecimal digits
         total.update(np.ascontiguousarray(s.images).data)
     return total.hexdigest()
 
+# %% ../../nbs/00_data/08_sources.ipynb #542b37f2
+def _with_vectors(parts:Parts, path, key) -> Parts:
+    "The parts, with vectors for their images; ValueError where it is not known whose they are"
+    later = importlib.import_module("medstrat.data.cohort.vectors")
+    sets, said = later.give_vectors(parts.sets, path, key)
+    both = f"{_checksum(parts)} {later.vectors_checksum(path)}".encode()
+    return replace(parts, **sets, notices=[*parts.notices, *said], checksum=hashlib.sha256(both).hexdigest())
+
 # %% ../../nbs/00_data/08_sources.ipynb #9ee0baa1
 def with_options(
     place:Place,
@@ -281,14 +289,18 @@ def load_dataset(
     key:str|None=None,     # its column that names the files; None: the one that fits
     reading=None,          # Rules, or a dictionary of some: how files become pictures
     max_failed:float|None=None, # share of unreadable files that ends the reading; None: .05
+    vectors=None,          # .npy, .npz, CSV, Parquet: features of the images, see Vectors
 ) -> Splits: # parts that do not exist are None; `notices` tell what differs from the published set
     "Load a named set. ValueError: unknown name, unusable file; FileNotFoundError: nothing to load"
-    how = dict(table=table, key=key, reading=reading, max_failed=max_failed)
+    of_vectors = key if table is None and vectors is not None else None   # whose column it is
+    how = dict(table=table, key=key if of_vectors is None else None,
+               reading=reading, max_failed=max_failed)
     place = with_options(find_source(name, size, data_dir), name, how)
     if size != 28 and place.size is None:
         raise ValueError(f"size={size} chooses a file of MedMNIST; {name!r} is none."
                          f" To resize: image_size={size}.")
     parts = place.read(image_size, download)
+    if vectors is not None: parts = _with_vectors(parts, vectors, of_vectors)
     path, checksum, sets = parts.path, _checksum(parts), parts.sets
     if image_size is not None: sets = {p: s and s.resize(image_size) for p, s in sets.items()}
     if target is not None: sets = parts_with_target(sets, target, gaps=parts.files is not None)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['AutoencoderNetwork', 'OneCluster', 'beside', 'log_of_sigma', 'own_or_made_body', 'own_or_made_decoder',
-           'check_decoder', 'check_networks', 'Autoencoder', 'warmed_up', 'VAENetwork', 'evidence_bound', 'VAE']
+           'check_decoder', 'check_networks', 'check_on_features', 'Autoencoder', 'warmed_up', 'VAENetwork',
+           'evidence_bound', 'VAE']
 
 # %% ../../nbs/04_methods/00_vae.ipynb #1e656abb
 import copy
@@ -16,27 +17,29 @@ import torch
 from torch import nn
 
 from ..training.estimator import DeepClusterer
-from ..training.method import Network, Told
+from ..training.fronts import FrontNetwork, FrontParameters
+from ..training.method import Told, on_features
 from ..training.parameters import Columns, Count, Counts, NonNegative, Positive, param
 from ..training.phases import Phase, course
 from ..training.presets import Value
+from ..training.rules import SHARED
 from ..vae.elbo import LOG_VARIANCE_RANGE, kl_normal, reconstruction_loss, reparameterise
-from ..vae.networks import Encoder, make_body, make_decoder
+from ..vae.networks import Encoder, make_body, make_decoder, network_shape
 
 # %% ../../nbs/04_methods/00_vae.ipynb #bf1db0ea
-class AutoencoderNetwork(Network):
+class AutoencoderNetwork(FrontNetwork):
     "Encoder and decoder; one cluster, until a method has more."
     conditional = True
 
     def __init__(self, s, shape, n_clusters, n_covariates=0):
         super().__init__(s, shape, n_clusters, n_covariates)
         check_networks(s, shape)
-        self.encoder = Encoder(self.make_body(), shape, self.head_widths())
-        self.decoder = own_or_made_decoder(s, shape, self.decoder_dim())
+        self.encoder = Encoder(self.make_body(), self.input_shape, self.head_widths())
+        self.decoder = own_or_made_decoder(s, self.input_shape, self.decoder_dim())
         if s.likelihood == "gaussian": self.log_sigma = log_of_sigma(s.sigma)
         self.bank = self.make_bank(n_clusters)
 
-    def make_body(self) -> nn.Module: return own_or_made_body(self.s, self.shape)
+    def make_body(self) -> nn.Module: return own_or_made_body(self.s, self.input_shape)
     def head_widths(self) -> tuple: return (self.s.latent_dim,)
     def decoder_dim(self) -> int: return self.s.latent_dim + self.n_covariates
     def make_bank(self, k): return OneCluster()
@@ -47,12 +50,14 @@ class AutoencoderNetwork(Network):
         "What the likelihood compares with images, (B,C,H,W)."
         return self.decoder(beside(z, told.covariates))
 
-    def decode(self, z, told=Told()): return self.logits(z, told).sigmoid()
+    def decode(self, z, told=Told()):
+        logits = self.logits(z, told)
+        return logits if on_features(self.s) else logits.sigmoid()
 
     def reconstruction(self, logits, x) -> torch.Tensor:
         "How badly images were rebuilt, summed over pixels, mean over images."
-        log_sigma = getattr(self, "log_sigma", 0.0)
-        return reconstruction_loss(logits, x, self.s.likelihood, log_sigma).mean()
+        log_sigma, bounded = getattr(self, "log_sigma", 0.0), not on_features(self.s)
+        return reconstruction_loss(logits, x, self.s.likelihood, log_sigma, bounded).mean()
 
     def loss(self, batch, at):
         z = self.embed(batch.x)
@@ -64,6 +69,11 @@ class AutoencoderNetwork(Network):
         return dict(reconstruction=-self.reconstruction(logits, batch.x))
 
     def recipe(self): return [Phase("train", self.s.epochs, self.loss, stream=0, **course(self.s))]
+
+    @classmethod
+    def check(cls, s):
+        super().check(s)
+        check_on_features(s)
 
     @classmethod
     def working_size(cls, s, shape):
@@ -106,7 +116,7 @@ def own_or_made_decoder(s, shape: tuple, dim: int) -> nn.Module:  # (B,dim) → 
 # %% ../../nbs/04_methods/00_vae.ipynb #a9905cb6
 def check_decoder(decoder: nn.Module, shape: tuple, dim: int):
     "Does the decoder make images of `shape` from vectors of `dim` numbers? ValueError."
-    need = (shape[2], *shape[:2])
+    need = network_shape(shape)
     try:
         with torch.no_grad(): got = tuple(copy.deepcopy(decoder).eval()(torch.zeros(1, dim)).shape[1:])
     except RuntimeError as e:
@@ -125,9 +135,22 @@ def check_networks(s, shape: tuple):
         raise ValueError("batch_size=1 leaves batch normalisation a single number to average; "
                          "use batch_size ≥ 2, fewer channels, or norm='none'.")
 
+# %% ../../nbs/04_methods/00_vae.ipynb #2a649536
+def check_on_features(s):
+    "Do network, likelihood and distortions suit features, where there are any? ValueError."
+    if not on_features(s): return
+    what = "vectors" if s.kind == "vectors" else f"the features of backbone={s.backbone!r}"
+    if s.network != "mlp" and (s.encoder is None or s.decoder is None): raise ValueError(
+        f"network={s.network!r} needs pixels, which have neighbours; {what} have none. Give network='mlp'.")
+    if s.likelihood == "bernoulli": raise ValueError(
+        f"likelihood='bernoulli' is for numbers between 0 and 1; {what} have no bounds. Give likelihood='gaussian' or "
+        "'squared'.")
+    if getattr(s, "augment", "none") != "none": raise ValueError(
+        f"augment={s.augment!r} distorts pixels; {what} have none. Give augment='none'.")
+
 # %% ../../nbs/04_methods/00_vae.ipynb #f3509010
 @dataclass(kw_only=True, repr=False, eq=False)
-class Autoencoder(DeepClusterer):
+class Autoencoder(FrontParameters, DeepClusterer):
     "An autoencoder (no clusters of its own): base of the methods with an encoder and a decoder."
     network: Literal["conv", "resize", "mlp"] | None = param(
         "convolutions; 5×5 ones with a resizing decoder (DVC-1); fully connected layers", "network")
@@ -150,7 +173,7 @@ class Autoencoder(DeepClusterer):
         "your own module: (B, latent_dim + condition) → logits (B,C,H,W)", "module")
 
     name, method = "autoencoder", AutoencoderNetwork
-    presets: ClassVar[dict] = dict(ours={"*": dict(
+    presets: ClassVar[dict] = dict(best={"*": SHARED}, ours={"*": dict(
         network=Value("conv", "images"),
         channels=Value((32, 64, 128), "three blocks, as in VAESim and CDVaDE"),
         hidden=Value((500, 500, 2000), "DEC, VaDE"),

@@ -21,11 +21,13 @@ from .pretraining import take_given
 from ..parts.choice import Choice, choose_n_clusters
 from ..parts.prototypes import PrototypeBank, draw_of_cluster
 from ..training.estimator import DeepClusterer
-from ..training.method import Network, Told
+from ..training.fronts import FrontNetwork, FrontParameters
+from ..training.method import Told, on_features
 from ..training.parameters import Count, param
 from ..training.phases import Block, Step
 from ..training.presets import Value
 from ..training.registry import register
+from ..vae.networks import network_shape
 
 # %% ../../nbs/04_methods/02_baselines.ipynb #c5101b0d
 def nearest(k: int, dim: int) -> PrototypeBank:
@@ -87,26 +89,27 @@ class KMeansParameters(DeepClusterer):
         return Choice(**dict(found, candidates=np.array(found["candidates"]), inertia=np.array(found["inertia"])))
 
 # %% ../../nbs/04_methods/02_baselines.ipynb #a7ad3bbf
-class PixelKMeansNetwork(Network):
-    "An embedding that is the image itself."
+class PixelKMeansNetwork(FrontNetwork):
+    "An embedding that is the image itself, or its features."
     def __init__(self, s, shape, n_clusters, n_covariates=0):
         super().__init__(s, shape, n_clusters)
         self.bank = self.make_bank(n_clusters)
 
     @property
-    def dim(self): return math.prod(self.shape)
+    def dim(self): return math.prod(self.input_shape)
 
     def make_bank(self, k): return nearest(k, self.dim)
     def embed(self, x): return x.flatten(1)
     def decode(self, z, told=Told()):
-        return z.unflatten(1, (self.shape[2], *self.shape[:2])).clamp(0, 1)
+        if on_features(self.s): return z
+        return z.unflatten(1, network_shape(self.shape)).clamp(0, 1)
 
     def recipe(self): return [Step("k-means", kmeans)]
 
 # %% ../../nbs/04_methods/02_baselines.ipynb #22393cb2
 @register
 @dataclass(kw_only=True, repr=False, eq=False)
-class PixelKMeans(KMeansParameters):
+class PixelKMeans(FrontParameters, KMeansParameters):
     "k-means on raw pixels."
     name, aliases = "pixels + k-means", ("k-means", "pixel k-means")
     method = PixelKMeansNetwork
@@ -116,8 +119,9 @@ class PCAKMeansNetwork(PixelKMeansNetwork):
     "An embedding by principal components."
     def __init__(self, s, shape, n_clusters, n_covariates=0):
         super().__init__(s, shape, n_clusters)
-        self.register_buffer("mean", torch.zeros(math.prod(shape)))
-        self.register_buffer("components", torch.zeros(s.latent_dim, math.prod(shape)))
+        values = math.prod(self.input_shape)
+        self.register_buffer("mean", torch.zeros(values))
+        self.register_buffer("components", torch.zeros(s.latent_dim, values))
 
     @property
     def dim(self): return self.s.latent_dim
@@ -139,17 +143,17 @@ class PCAKMeansNetwork(PixelKMeansNetwork):
 
 # %% ../../nbs/04_methods/02_baselines.ipynb #57234c2a
 def principal_components(
-    images: np.ndarray,  # (N,H,W,C) uint8 or float
+    images: np.ndarray,  # (N,H,W,C) uint8 or float, or features (N,F)
     d: int,              # how many
     seed: int = 0,
 ) -> tuple:              # mean image (C·H·W,), principal directions (d,C·H·W)
     "By scikit-learn. ValueError for more directions than there are images or pixels."
     from sklearn.decomposition import PCA   # here, so that importing a method stays quick
-    x = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    x = images if images.ndim == 2 else images.transpose(0, 3, 1, 2).reshape(len(images), -1)
     if d > min(x.shape):
         raise ValueError(f"latent_dim={d} principal components cannot be had from {x.shape[0]} "
                          f"images of {x.shape[1]} values. Choose latent_dim ≤ {min(x.shape)}.")
-    x = x / np.float32(255) if x.dtype == np.uint8 else x.astype(np.float32)
+    x = x / np.float32(255) if x.dtype == np.uint8 else x.astype(np.float32, copy=True)
     x -= (mean := x.mean(0, dtype=np.float64).astype(np.float32))
     found = PCA(d, random_state=seed).fit(x)
     return mean + found.mean_, found.components_
@@ -157,7 +161,7 @@ def principal_components(
 # %% ../../nbs/04_methods/02_baselines.ipynb #19bd6a2f
 @register
 @dataclass(kw_only=True, repr=False, eq=False)
-class PCAKMeans(KMeansParameters):
+class PCAKMeans(FrontParameters, KMeansParameters):
     "k-means on principal components."
     latent_dim: Count | None = param("d, number of components", "network")
 

@@ -23,7 +23,7 @@ from ..parts.prototypes import PrototypeBank
 from ..parts.schedules import OPTIMIZERS, warmup_cosine
 from ..training.estimator import as_pictures
 from ..training.inference import over_images, stack
-from ..training.method import Told
+from ..training.method import Told, on_features
 from ..training.parameters import Count, Epochs, NonNegative, Positive, Share, param
 from ..training.phases import Phase, Step, course
 from ..training.presets import Rule, Value
@@ -63,6 +63,8 @@ def label_layers(n_clusters: int, dim: int) -> nn.Sequential:  # (B,K) → (B,d)
 # %% ../../nbs/04_methods/04_contrastive.ipynb #4df08c7c
 class ContrastiveNetwork(AutoencoderNetwork):
     "An autoencoder with a contrastive loss, and a decoder that is told the clusters: Algorithm 1."
+    takes_vectors = False
+
     def __init__(self, s, shape, n_clusters, n_covariates=0):
         super().__init__(s, shape, n_clusters, n_covariates)
         self.projector = projector(s.latent_dim, s.projection_dim)
@@ -124,7 +126,11 @@ class ContrastiveNetwork(AutoencoderNetwork):
         super().set_n_clusters(k)
 
     @classmethod
-    def check(cls, s): check_views(s), check_rates(s)
+    def check(cls, s):
+        if on_features(s): raise ValueError(
+            f"backbone={s.backbone!r}: contrastive AE compares two distorted views of an image, "
+            "which takes pixels. Leave it out, or take IDEC, VaDE, DVC-2, …")
+        super().check(s), check_views(s), check_rates(s)
 
     @classmethod
     def check_images(cls, s, images, validation=None):

@@ -61,7 +61,7 @@ class IDECNetwork(DECNetwork):
         reconstruction = self.reconstruction(self.logits(z, batch.told), batch.x)
         log_q = self.bank.log_q(z)
         clustering = clustering_loss(log_q, at.memory.of(log_q.detach().exp(), batch.index))
-        loss = self.s.gamma * clustering + reconstruction / math.prod(self.shape)
+        loss = self.s.gamma * clustering + reconstruction / math.prod(self.input_shape)
         return dict(loss=loss, clustering=clustering, reconstruction=reconstruction,
                     changed=torch.tensor(at.memory.changed), z=z.detach())
 

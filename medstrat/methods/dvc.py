@@ -18,7 +18,7 @@ from ..parts.student import clustering_loss
 from ..training.parameters import Share, param
 from ..training.presets import Value
 from ..training.registry import register
-from ..training.rules import AS_PIXELS, BACKBONE
+from ..training.rules import AS_PIXELS, BACKBONE, by_front
 from ..vae.elbo import kl_normal, reparameterise
 
 # %% ../../nbs/04_methods/07_dvc.ipynb #8310ce6a
@@ -39,7 +39,7 @@ class DVCNetwork(DECNetwork, VAENetwork):
         reconstruction = self.reconstruction(logits, batch.x)
         kl = kl_normal(mu, logvar, s.prior_std).mean()
         L_r = reconstruction + self.beta(at) * kl if s.refine_with == "elbo" else reconstruction
-        loss = s.lam * clustering + (1 - s.lam) * L_r / math.prod(self.shape)
+        loss = s.lam * clustering + (1 - s.lam) * L_r / math.prod(self.input_shape)
         return dict(loss=loss, reconstruction=reconstruction, kl=kl, **noted)
 
 # %% ../../nbs/04_methods/07_dvc.ipynb #7ba4ebc4
@@ -88,6 +88,7 @@ _DVC2 = dict(
     latent_dim=Value(10, "§IV, DVC-2"))
 _BEST = dict(
     BEST, backbone=AS_PIXELS, network=Value("resize", "§IV, DVC-1"), target=Value("dec", "Eqs 8–9 work against small clusters, see above"),
+    likelihood=by_front("squared", "bernoulli", "§III: cross-entropy; of features, squares"),
     beta=Value(0.1, "with a weight of 1 the prior presses the clusters together, see the table in"
                     " chapter DVC"))
 

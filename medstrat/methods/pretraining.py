@@ -59,7 +59,7 @@ class PretrainingParameters:
         "a file written by save: its encoder and decoder are taken, nothing is pre-trained",
         "pretraining")
     cache_dir: Any = param(
-        "folder of earlier pre-trainings; a new one is kept there, a known one taken from there",
+        "folder where pre-trainings (and features) are kept; a known one is taken from there",
         "machine")
 
     presets: ClassVar[dict] = dict(ours={"*": dict(

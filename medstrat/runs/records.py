@@ -211,11 +211,12 @@ def start_run(
     table=None,      # of a folder of image files: CSV, Excel or Parquet that describes them
     key=None,        # its column that names the files; None: the one that fits
     reading=None,    # reading rules that differ from the usual ones, as a dictionary
+    vectors=None,    # features of the images that were computed elsewhere, a file
     **parameters,    # hyper-parameters of the method
 ) -> Run:
     "Load, fit, embed, score. Unknown names, bad values, impossible folders fail before that."
     request = Request(model, dataset, seed, preset, on, parameters, data_dir, target, group,
-                      table, key, reading)
+                      table, key, reading, vectors)
     estimator, clock = request.estimator(), Clock()
     if folder is None: folder = claim_folder(out, run_name(request, estimator))
     else: folder = _take(Path(folder))

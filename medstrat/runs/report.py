@@ -65,8 +65,9 @@ WHY = dict(
     rules="How the files were read was not recorded.",
     artefacts="No properties of the files were measured, so nothing speaks against an artefact either.",
     subgroups="There are no subgroups to show.",
-    prototype="This method has no decoder: there are no typical pictures made by the model, only images.",
-    path="This method has no decoder, so there is no way between two subgroups to look at.",
+    prototype="This model makes no pictures: its method has no decoder, or it has learned from features. The "
+              "images nearest to its centre stand for each subgroup.",
+    path="This model makes no pictures, so there is no way between two subgroups to look at.",
     embedding="No map was made.",
     associations="There was no table, so nothing is known that the subgroups could go with.",
     characteristics="There was no table to describe the subgroups by.",

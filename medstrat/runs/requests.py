@@ -16,6 +16,7 @@ import yaml
 
 from ..data.sources import find_source, with_options
 from ..data.cohort.rules import Rules
+from ..data.cohort.vectors import vectors_file
 from ..data.names import match_name
 from ..training.parameters import parameters
 from ..training.presets import CHAINS, resolve
@@ -85,6 +86,7 @@ class Request:
     table: str | None = None   # of a folder of image files: CSV, Excel or Parquet
     key: str | None = None     # its column that names the files; None: the one that fits
     reading: Any = None        # reading rules that differ from the usual ones, as a dictionary
+    vectors: str | None = None # features of the images, a file: .npy, .npz, CSV, Parquet
     side: int | None = field(default=None, init=False)  # of the images that the method works with
 
     def estimator(self):
@@ -109,19 +111,22 @@ class Request:
         if not isinstance(self.reading, (dict, type(None))): raise ValueError(
             f"reading={self.reading!r} must be a dictionary, such as {{levels: range, size: 128}}.")
         Rules.from_dict(self.reading or {})
+        if self.vectors is not None: vectors_file(self.vectors)
+        key = self.key if self.vectors is None or self.table is not None else None
         self.place = with_options(find_source(self.dataset, data_dir=self.data_dir), self.dataset,
-                                  dict(table=self.table, key=self.key, reading=self.reading))
+                                  dict(table=self.table, key=key, reading=self.reading))
 
     def data(self) -> dict: # arguments for load_dataset, after `estimator`
         "How the set is loaded."
         words = dict(data_dir=self.data_dir, target=self.target, group=self.group)
+        if self.vectors is not None: words |= dict(vectors=self.vectors, key=self.key)
         if "reading" not in self.place.source.options: return words
         size = {} if self.side is None else dict(size=self.side)
         return words | dict(table=self.table, key=self.key, reading=size | (self.reading or {}))
 
-    def words(self) -> dict: # parameters, target, group, table, key, reading
+    def words(self) -> dict: # parameters, target, group, table, key, reading, vectors
         "What differs from the preset, and from the set as it is."
-        names = "target", "group", "table", "key", "reading"
+        names = "target", "group", "table", "key", "reading", "vectors"
         return self.parameters | {k: v for k in names if (v := getattr(self, k)) is not None}
 
 # %% ../../nbs/06_runs/00_requests.ipynb #600520ff
@@ -131,7 +136,8 @@ def run_name(request: Request, estimator) -> str:
     parts = [plain(estimator.name).replace("+", "-"), plain(Path(str(request.dataset)).stem),
              plain(estimator.preset), f"seed{request.seed}"]
     if request.on != "test": parts.append(f"on-{plain(request.on)}")
-    said = {k: Path(v).name if k == "table" else v for k, v in request.words().items()}
+    files = "table", "vectors"
+    said = {k: Path(v).name if k in files else v for k, v in request.words().items()}
     parts += [plain(f"{k}={v}") for k, v in sorted(said.items())]
     name = "-".join(parts)
     if len(name.encode()) <= 150: return name

@@ -26,6 +26,7 @@ from ..data.cohort.pseudonyms import Pseudonyms
 from ..data.cohort.rules import FAILURES, Rules
 from ..data.cohort.tables import unguarded, write_csv
 from ..data.cohort.twins import Twins, find_twins
+from ..data.cohort.vectors import vectors_file, with_vectors
 from ..data.hashing import is_whole
 from ..data.images import ImageSet
 from ..data.names import match_name
@@ -68,6 +69,7 @@ class Question:
     max_failed: float = .05        # share of the files that may be unreadable
     pseudonymise: bool = False     # are names of files and patients replaced by numbers?
     data_dir: Any = None           # where named sets are
+    vectors: Any = None            # features of the images, a file: .npy, .npz, CSV, Parquet
 
     def __post_init__(self):
         condition = self.condition or ()
@@ -78,6 +80,7 @@ class Question:
         self.parameters = given_parameters(self.method, self.parameters)
         self.preset = match_name(self.preset, list(CHAINS), "preset")
         _check_clusters(self.clusters)
+        if self.vectors is not None: vectors_file(self.vectors)
         if self.condition and not self.method.method.conditional: raise ValueError(
             f"{self.method.name} has no decoder that a condition could be told. "
             "Leave out condition=…, or choose another model.")
@@ -97,6 +100,7 @@ class Question:
         machine = parameters(self.method, "machine")
         where = {k: v and os.path.abspath(v) if _is_path(v) else v
                  for k, v in dict(folder=self.folder, table=self.table).items()}
+        if self.vectors is not None: where["vectors"] = os.path.abspath(self.vectors)
         return where | dict(
             key=self.key, patient=self.patient, model=self.method.name, clusters=self.clusters,
             condition=list(self.condition), seed=self.seed, preset=self.preset,
@@ -218,19 +222,25 @@ def read_cohort(
 ) -> Cohort:
     "Files and table, or a named set, as one cohort."
     folder = Path(q.folder).expanduser()
-    if folder.is_dir(): return read_folder(
-        folder, q.table, q.key, q.rules, q.patient, q.max_failed, cache_dir, n_jobs, pseudonyms)
+    if folder.is_dir():
+        c = read_folder(folder, q.table, q.key, q.rules, q.patient, q.max_failed, cache_dir,
+                        n_jobs, pseudonyms)
+        if q.vectors is None: return c
+        return with_vectors(c, q.vectors, None if q.table else q.key, pseudonyms)
     if pseudonyms is not None: raise ValueError(
         f"pseudonymise=True belongs to a folder of image files; {str(q.folder)!r} is none.")
-    if q.table is not None or q.key is not None: raise ValueError(
+    if q.table is not None or q.key is not None and q.vectors is None: raise ValueError(
         f"table=… and key=… belong to a folder of image files; {str(q.folder)!r} is none.")
-    splits = load_dataset(q.folder, data_dir=q.data_dir, image_size=q.reading.get("size"))
+    splits = load_dataset(q.folder, data_dir=q.data_dir, image_size=q.reading.get("size"),
+                          vectors=q.vectors, key=q.key)
     parts = {name: getattr(splits, name) for name in splits.split_names}
     table = pd.concat([p.table for p in parts.values()], ignore_index=True)
     pixels = np.concatenate([p.images for p in parts.values()])
     names = [f"{name} {i}" for name, p in parts.items() for i in range(len(p))]
     table = table.drop(columns="file", errors="ignore").assign(file=names)
-    images, files = ImageSet(pixels, table, name=splits.name), pd.DataFrame(dict(file=names))
+    features = None if q.vectors is None else np.concatenate([p.vectors for p in parts.values()])
+    images = ImageSet(pixels, table, name=splits.name, vectors=features)
+    files = pd.DataFrame(dict(file=names))
     group = group_column(images, q.patient)
     where, whole = Path(splits.source or folder), str(splits.checksum)
     return Cohort(images, files, q.rules, list(splits.notices), group, None, where, whole)
@@ -327,10 +337,12 @@ def settle_clusters(q: Question, images: ImageSet) -> tuple: # (estimator, how K
     try: return q.estimator("elbow"), "elbow of the k-means curve on the method's embedding"
     except ValueError: pass
     rows = np.random.default_rng(q.seed).permutation(len(images))[:5000]
+    what, values = "images", 32 * 32
+    if images.vectors is not None: what, values = "vectors", images.vectors.shape[1]
     method = get_method("PCA + k-means")(n_clusters="elbow", image_size=32, random_state=q.seed,
-                                         latent_dim=min(32, len(rows)), verbose=False)
+                                         latent_dim=min(32, len(rows), values), verbose=False)
     k = method.fit(images[np.sort(rows)]).n_clusters_
-    return q.estimator(k), "elbow of the k-means curve on principal components of the images"
+    return q.estimator(k), f"elbow of the k-means curve on principal components of the {what}"
 
 # %% ../../nbs/06_runs/09_stratify.ipynb #17e52f22
 def _fit(s: Stratification, folder: Path):

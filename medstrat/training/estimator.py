@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .fitting import CommonParameters, checked, settle
 from .inference import (
-    Engine, assign, embed, encode, in_batches, over_images, stack)
+    Engine, assign, embed, encode, in_batches, over_images, over_inputs, stack)
 from .isolation import isolated
 from .method import Network, Told
 from .parameters import Count, param
@@ -37,7 +37,8 @@ class DeepEstimator(
 
     def fit(
         self,
-        X,                # images (N,H,W), (N,H,W,C), (N,C,H,W), an ImageSet, or a Dataset
+        X,                # images (N,H,W), (N,H,W,C), (N,C,H,W), an ImageSet, a Dataset;
+                          # or vectors (N,d), by themselves or an ImageSet's
         y=None,           # labels (N,) for a classifier; a clusterer ignores them
         condition=None,   # what the decoder is told: columns of X's table, or values, row by image
         validation=None,  # images for a validation loss; with a condition, or labels: an ImageSet
@@ -65,18 +66,18 @@ class DeepEstimator(
 
     def transform(self, X) -> np.ndarray:
         "Embed images: (N,d) float32, the posterior mean where the encoder is probabilistic."
-        images = self._checked(X)
-        return embed(self.module_, images, self._engine())
+        inputs = self._inputs(X)
+        return embed(self.module_, inputs, self._engine())
 
     def encode(self, X) -> tuple:  # ((N,d) float32, numbers (N,) of the clusters or classes)
         "`transform` and `predict` in one pass over the images."
-        images = self._checked(X)
-        return encode(self.module_, images, self._engine())
+        inputs = self._inputs(X)
+        return encode(self.module_, inputs, self._engine())
 
     def predict_proba(self, X) -> np.ndarray:  # (N,K) float32, rows sum to 1
         "How much each image belongs to each cluster, or class."
-        images, r = self._checked(X), lambda x: self.module_.encode(x)[1]
-        return stack(over_images(self.module_, images, r, self._engine()))
+        inputs, r = self._inputs(X), lambda x: self.module_.encode(x)[1]
+        return stack(over_inputs(self.module_, inputs, r, self._engine()))
 
     def save(self, path):  # the file to write, e.g. "model.safetensors"
         "Write the fitted estimator to one file."
@@ -90,7 +91,8 @@ class DeepEstimator(
     @property
     def has_decoder(self) -> bool:
         "Can it make images (`reconstruct`, `inverse_transform`, `prototypes`)?"
-        return self.method.decode is not Network.decode
+        silent = hasattr(self, "module_") and len(self.module_.input_shape) == 1
+        return self.method.decode is not Network.decode and not silent
 
     @property
     def _n_features_out(self) -> int: return self.module_.dim
@@ -101,12 +103,21 @@ class DeepEstimator(
         check_is_fitted(self, "module_")
         return checked(X, self.settings_.image_size, self.image_shape_, type(self).__name__)
 
+    def _inputs(self, X) -> np.ndarray:
+        "The same, as the network has prepared them."
+        images = self._checked(X)
+        return self.module_.prepare(images, self._engine())
+
 # %% ../../nbs/03_training/16_estimator.ipynb #745edbaa
 def can(estimator, word: str, what: str):
     "AttributeError where a method's network has no answer to a word; NotFittedError before fit."
     check_is_fitted(estimator, "module_")
     if getattr(estimator.method, word) is getattr(Network, word):
         raise AttributeError(f"{estimator.name} cannot {what}.")
+    if len(estimator.module_.input_shape) == 1: raise AttributeError(
+        f"this {estimator.name} cannot generate images: it learned from features, which cannot be"
+        " turned back into pixels. Show real images that lie near instead: transform gives their"
+        " embeddings, cluster_centers_ the clusters' centres.")
 
 def check_cluster(k, n_clusters: int):
     "ValueError for what is no cluster's number."
@@ -132,7 +143,7 @@ class DeepClusterer(ClusterMixin, DeepEstimator):
     "The methods that find clusters: a scikit-learn clusterer and transformer over images."
     n_clusters: Count | None = param("K, the number of clusters", "clustering")
 
-    presets = dict(ours={"*": dict(n_clusters=Value(
+    presets: ClassVar[dict] = dict(ours={"*": dict(n_clusters=Value(
         10, "a round number; choose it for your data, or by a criterion without labels"))})
 
     # clusters are found without labels
@@ -144,8 +155,8 @@ class DeepClusterer(ClusterMixin, DeepEstimator):
 
     def predict(self, X) -> np.ndarray:  # (N,) cluster numbers, 0…K-1
         "The most probable cluster of each image."
-        images = self._checked(X)
-        return assign(self.module_, images, self._engine())
+        inputs = self._inputs(X)
+        return assign(self.module_, inputs, self._engine())
 
     def inverse_transform(
         self,

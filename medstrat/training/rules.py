@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BATCH', 'ONLY_PIXELS', 'BACKBONE', 'NETWORK', 'AS_PIXELS', 'SIDE', 'AUGMENT', 'SHARED', 'epochs_for', 'batch_for',
-           'budget', 'wants_pixels', 'front', 'on_features', 'working_side']
+           'budget', 'wants_pixels', 'front', 'by_front', 'working_side']
 
 # %% ../../nbs/03_training/17_rules.ipynb #ed4034f8
 from .presets import Known, Rule, Value
@@ -52,7 +52,7 @@ NETWORK = Rule(lambda at: "mlp" if at.features else "conv",
                "fully connected for features, convolutions for pixels")
 AS_PIXELS = Value("none", "it needs pixels")
 
-def on_features(features, pixels, why: str) -> Rule:
+def by_front(features, pixels, why: str) -> Rule:
     "A rule for a value that differs between features and pixels."
     return Rule(lambda at: features if at.features else pixels, why)
 

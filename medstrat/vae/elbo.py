@@ -17,6 +17,7 @@ def reconstruction_loss(
     x: torch.Tensor,       # (B,C,H,W) in [0,1]
     likelihood: str = "squared",  # "bernoulli", "gaussian" or "squared"
     log_sigma: torch.Tensor | float = 0.0,  # Gaussian: logarithm of the standard deviation
+    bounded: bool = True,  # x in [0,1], x̂ = sigmoid(logits); False: any numbers (B,F), x̂ = logits
 ) -> torch.Tensor:         # (B,) negative log-likelihood (or squared error), summed over pixels
     "How badly an image was rebuilt, in float32."
     logits, x = at_least_float32(logits), at_least_float32(x)
@@ -25,7 +26,7 @@ def reconstruction_loss(
     if likelihood == "bernoulli":
         loss = F.binary_cross_entropy_with_logits(logits, x, reduction="none")
     else:
-        loss = (x - logits.sigmoid()).square()
+        loss = (x - (logits.sigmoid() if bounded else logits)).square()
     if likelihood == "gaussian":
         log_sigma = torch.as_tensor(log_sigma, device=x.device)
         loss = loss / (2 * torch.exp(2 * log_sigma)) + log_sigma + 0.5 * math.log(2 * math.pi)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medstrat.data.arrays import as_images, as_items
 from medstrat.data.images import ImageSet
 
 rng = np.random.RandomState(0)
@@ -144,3 +145,16 @@ def test_what_is_shown():
     assert np.array_equal(last[:, :8], s.images[3, ..., 0]) and np.array_equal(last[:, 27:], s.images[99, ..., 0])
     assert len(ImageSet(grey(3)).show().axes) == 1
     with pytest.raises(KeyError, match="Did you mean 'site'"): s.show("sitee")
+
+
+def test_vectors_stay_with_their_images():
+    V = np.arange(180.).reshape(60, 3)
+    s = ImageSet(np.arange(60 * 16).reshape(60, 4, 4).astype(np.uint8), dict(row=range(60)), vectors=V)
+    assert s.vectors.dtype == np.float32 and (s.vectors == V).all() and "vectors of 3 numbers" in repr(s) and "vectors" not in repr(s.but(vectors=None))
+    for rows in (slice(4, 9), [3, 1, 2], s.table.row % 7 == 0, 5, -1):
+        part = s[rows]
+        assert len(part) == len(part.vectors) and (part.vectors[:, 0] == 3 * part.table.row).all()
+    assert (s.resize(2).vectors == V).all() and (s.but(name="other").vectors == V).all() and ImageSet(s.images).vectors is None
+    assert (as_items(s) == V).all() and as_items(s.but(vectors=None)) is s.images and as_images(s) is s.images
+    with pytest.raises(ValueError, match="60 images, but 59 vectors"): ImageSet(s.images, vectors=V[1:])
+    with pytest.raises(ValueError, match="Vector 1 holds NaN"): ImageSet(s.images, vectors=np.where(V == 4, np.nan, V))
