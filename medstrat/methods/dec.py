@@ -19,7 +19,7 @@ from ..parts.student import StudentBank, clustering_loss
 from ..training.parameters import Count, NonNegative, Positive, Share, param
 from ..training.presets import Rule, Value
 from ..training.registry import register
-from ..training.rules import AUGMENT, BACKBONE, BATCH, SIDE, budget
+from ..training.rules import AUGMENT, BACKBONE, BATCH, SIDE, STARTS, budget
 from ..training.starts import StartsParameters
 
 # %% ../../nbs/04_methods/06_dec.ipynb #bb54811c
@@ -116,8 +116,9 @@ INIT = Rule(lambda at: "mixture" if at.n >= MIXTURE_FROM * at.value("n_clusters"
 # %% ../../nbs/04_methods/06_dec.ipynb #98aa7eb4
 BEST: dict = dict(
     backbone=BACKBONE, image_size=SIDE, batch_size=BATCH, augment=AUGMENT, init=INIT,
-    pretrain_epochs=budget(15_000, 20, 300, "what the first clusters can be told apart by"),
-    epochs=budget(3500, 15, 60, "the labels have come to rest"),
+    n_starts=STARTS,
+    pretrain_epochs=budget(15_000, 20, 300, "what tells the first clusters apart", features=3000),
+    epochs=budget(3500, 10, 60, "the labels have come to rest", features=1000),
     update_interval=Value("epoch", "a renewal passes all images through the encoder; more often"
                                    " costs more than the steps between"),
     lr=Value(1e-3, "IDEC §4.3, MNIST"),

@@ -87,7 +87,8 @@ _DVC2 = dict(
     network=Value("mlp", "§IV, DVC-2"), hidden=Value((500, 500, 1000), "§IV, DVC-2"),
     latent_dim=Value(10, "§IV, DVC-2"))
 _BEST = dict(
-    BEST, backbone=AS_PIXELS, network=Value("resize", "§IV, DVC-1"), target=Value("dec", "Eqs 8–9 work against small clusters, see above"),
+    BEST, backbone=AS_PIXELS, network=Value("resize", "§IV, DVC-1"),
+    target=Value("dec", "Eqs 8–9 work against small clusters, see above"),
     likelihood=by_front("squared", "bernoulli", "§III: cross-entropy; of features, squares"),
     beta=Value(0.1, "with a weight of 1 the prior presses the clusters together, see the table in"
                     " chapter DVC"))

@@ -19,7 +19,7 @@ from ..training.parameters import Count, NonNegative, param
 from ..training.phases import Moment
 from ..training.presets import Value
 from ..training.registry import register
-from ..training.rules import SHARED, by_front
+from ..training.rules import SHARED, STARTS, by_front
 from ..training.starts import StartsParameters
 from ..vae.elbo import LOG_VARIANCE_RANGE, kl_normal, reparameterise
 
@@ -104,7 +104,7 @@ PRESETS = dict(
         latent_dim=Value(200, "appendix, MNIST"), w_dim=Value(150, "appendix, MNIST"),
         prior_hidden=Value(500, "appendix, MNIST"), likelihood=Value("bernoulli", "MNIST"))},
     best={"*": dict(
-        SHARED, latent_dim=by_front(10, 32, "as VaDE; pixels: as VAESim"),
+        SHARED, n_starts=STARTS, latent_dim=by_front(10, 32, "as VaDE; pixels: as VAESim"),
         prior_hidden=Value(128, "enough for w of 32 numbers"),
         likelihood=Value("gaussian", "shades are no probability of ink"),
         sigma=by_front(1.0, 0.25, "features are scaled to 1; pixels: PneumoniaMNIST, validation,"

@@ -75,8 +75,7 @@ class FeatureKMeans(FeatureParameters, KMeansParameters, DeepClusterer):
     presets = dict(
         paper={"*": dict(n_clusters=Value(
             "elbow", "contrastive AE §2: a search for the optimal number of clusters"))},
-        best={"*": dict(n_clusters=Value(10, "a round number; choose it for your data")),
-              "pneumoniamnist": dict(n_clusters=Value(40, "as the other methods on this set"))})
+        best={"*": dict(n_clusters=Value(10, "a round number; choose it for your data"))})
 
 # %% ../../nbs/04_methods/11_transfer.ipynb #ca3a0014
 def _own_or_given(y, X, what):

@@ -20,7 +20,7 @@ from ..training.parameters import Count, NonNegative, param
 from ..training.phases import Moment, Phase, Step, course
 from ..training.presets import Rule, Value
 from ..training.registry import register
-from ..training.rules import AUGMENT, BACKBONE, BATCH, SIDE, budget
+from ..training.rules import AUGMENT, BACKBONE, BATCH, SIDE, STARTS, budget
 from ..training.starts import StartsParameters
 from ..vae.elbo import kl_normal, reparameterise
 
@@ -114,8 +114,8 @@ _KINDS = dict(
 _BEST = dict(
     _KINDS, backbone=BACKBONE, image_size=SIDE, batch_size=BATCH, lr=Value(1e-3, "Adam's default"),
     init=Value("full", "independent of the latent axes, see chapter Mixtures"),
-    pretrain_epochs=budget(15_000, 20, 300, "as DEC"),
-    epochs=budget(6000, 30, 100, "the labels have come to rest"))
+    n_starts=STARTS, pretrain_epochs=budget(15_000, 20, 300, "as DEC", features=3000),
+    epochs=budget(6000, 20, 100, "the labels have come to rest", features=2000))
 
 # %% ../../nbs/04_methods/08_vade.ipynb #1bcd5727
 PRESETS = dict(

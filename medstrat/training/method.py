@@ -46,7 +46,9 @@ def on_features(s: Settings) -> bool:
     "Vectors were given, or a backbone stands in front."
     return getattr(s, "kind", "") == "vectors" or has_backbone(s)
 
-def has_backbone(s: Settings) -> bool: return getattr(s, "backbone", None) not in (None, "none")
+def has_backbone(s: Settings) -> bool:
+    "A pre-trained network stands in front."
+    return getattr(s, "backbone", None) not in (None, "none")
 
 # %% ../../nbs/03_training/07_method.ipynb #fa84d10a
 class Network(nn.Module):
