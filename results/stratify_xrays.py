@@ -19,7 +19,7 @@ from sklearn.metrics import adjusted_rand_score
 
 KEPT = Path(__file__).parent / "stratify"
 
-HALF = ("-p", "epochs=15", "-p", "pretrain_epochs=20")
+HALF = ("-p", "epochs=15", "-p", "pretrain_epochs=20", "-p", "backbone=none")   # VaDE on pixels
 RUNS = {
     "vade": ("vade", *HALF),
     "vade-beyond-exposure": ("vade", *HALF, "--condition", "file_exposure"),
