@@ -233,3 +233,12 @@ def test_nothing_is_changed_by_asking(fitted):
     before, V = copy.deepcopy(a.module_.state_dict()), S.vectors.copy()
     a.predict(S), a.transform(S), a.encode(S), a.predict_proba(S)
     assert all(v.equal(before[k]) for k, v in a.module_.state_dict().items()) and (S.vectors == V).all() and isinstance(S, ImageSet)
+
+
+@pytest.mark.parametrize("method", ["IDEC", "VaDE", "GMVAE"])
+def test_each_of_several_starts_looks_at_the_same_features(method):
+    "What a later start has learned goes with the scaling that the fit has learned"
+    S = with_vectors()
+    for seed in range(2):      # one of the two chooses a later start, or the first: both must do
+        m = on(method, "vectors", n_starts=3, random_state=seed).fit(S.vectors)
+        assert (m.predict(S.vectors) == m.labels_).all() and not torch.equal(m.module_.scaling.mean, torch.zeros_like(m.module_.scaling.mean))

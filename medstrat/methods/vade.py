@@ -114,8 +114,8 @@ _KINDS = dict(
 _BEST = dict(
     _KINDS, backbone=BACKBONE, image_size=SIDE, batch_size=BATCH, lr=Value(1e-3, "Adam's default"),
     init=Value("full", "independent of the latent axes, see chapter Mixtures"),
-    n_starts=STARTS, pretrain_epochs=budget(15_000, 20, 300, "as DEC", features=3000),
-    epochs=budget(6000, 20, 100, "the labels have come to rest", features=2000))
+    n_starts=STARTS, pretrain_epochs=budget(10_000, 20, 300, "as DEC", features=3000),
+    epochs=budget(5000, 20, 100, "the labels have come to rest", features=2000))
 
 # %% ../../nbs/04_methods/08_vade.ipynb #1bcd5727
 PRESETS = dict(

@@ -96,6 +96,9 @@ class FrontNetwork(BackboneNetwork):
         if given is not None and Path(given).is_file(): take_scaling(self.scaling, given)
         else: self.scaling.learn(self.features(images, engine))
 
+    def look_as(self, other):
+        if self.scaling is not None: self.scaling.load_state_dict(other.scaling.state_dict())
+
     def prepare(self, images, engine):
         if self.scaling is None: return images
         features, scaling = self.features(images, engine), self.scaling.to(engine.device)

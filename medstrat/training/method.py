@@ -112,6 +112,9 @@ class Network(nn.Module):
     def learn_scaling(self, images: np.ndarray, engine):
         "What `prepare` has to know of all training images. Here: nothing."
 
+    def look_as(self, other: "Network"):
+        "Take what `learn_scaling` gave to another network of the same training. Here: nothing."
+
     def start(self):
         "What a new fit gives to fresh networks: weights from a file. Here: nothing."
 

@@ -164,6 +164,7 @@ def begin(fit, number: int):
     net = fit.net
     one.net = build(type(net), one.s, net.shape, net.n_clusters, net.n_covariates)
     one.net.start()
+    one.net.look_as(net)
     one.seed, one.rows, one.found = one.s.random_state, [], {}
     one.interrupted, one.trouble = False, None
     one.place = f"start {number}/{s.n_starts}"
