@@ -1,6 +1,6 @@
 """The yardstick of the preset `best`: methods × sets × seeds, one row a run in a CSV file.
 
-    python results/yardstick.py results/yardstick/runs.csv [--sets digits mnist-2000-16] [--models vade idec] [--seeds 0 1 2] [--clusters 20] [--version after]
+    python results/yardstick.py results/yardstick/runs.csv [--sets digits mnist-2000-16] [--models vade idec] [--seeds 0 1 2] [--clusters 20] [--version after] [--cache FOLDER]
 
 Development sets are what the rules of `best` were chosen on; confirmation sets were only ever scored once the rules were fixed. All of them bear
 names that no preset knows. What is in the file already is not run again; several processes may write to one file.
@@ -50,19 +50,23 @@ def scores(labels, clusters, k):
                 many_to_one=(many == codes).mean(), many_balanced=np.mean(recalls),
                 majority=np.bincount(codes).max() / len(codes), used=len(np.unique(clusters)))
 
-def run(model, name, seed, k, version, parameters):
+def run(model, name, seed, k, version, parameters, cache=None):
     from medstrat.training.registry import get_method
+    cls = get_method(model)
+    kept = dict(cache_dir=cache) if cache and "cache_dir" in cls.__dataclass_fields__ else {}
     x, xt, yt = images(name)
     k = k or len(np.unique(yt))
     t = time.perf_counter()
     said = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fitted = get_method(model)(n_clusters=k, random_state=seed, verbose=False, **parameters).fit(x)
+        fitted = cls(n_clusters=k, random_state=seed, verbose=False, **kept, **parameters).fit(x)
         said = [str(w.message)[:150] for w in caught]
     seconds = time.perf_counter() - t
-    row = dict(version=version, set=name, model=fitted.name, k=k, seed=seed, n=len(x), **scores(yt, fitted.predict(xt), k), seconds=round(seconds, 1),
-               threads=int(os.environ.get("OMP_NUM_THREADS", 2)), epochs=fitted.n_iter_, parameters=json.dumps(parameters),
+    role = "confirmation" if name in CONFIRMATION else "development"
+    row = dict(version=version, role=role, set=name, model=fitted.name, k=k, seed=seed, n=len(x), **scores(yt, fitted.predict(xt), k), seconds=round(seconds, 1),
+               threads=int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())), epochs=fitted.n_iter_,
+               starts=getattr(fitted.settings_, "n_starts", 1), parameters=json.dumps(parameters),
                signs=" | ".join(getattr(s, "name", str(s)) for s in getattr(fitted, "signs_", []) or []))
     return row | {k: round(float(v), 4) for k, v in row.items() if isinstance(v, float)}
 
@@ -82,6 +86,7 @@ def main():
     p.add_argument("out"); p.add_argument("--sets", nargs="+", default=DEVELOPMENT); p.add_argument("--models", nargs="+", default=MODELS)
     p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2]); p.add_argument("--clusters", type=int, default=None)
     p.add_argument("--version", default="after"); p.add_argument("--parameters", default="{}")
+    p.add_argument("--cache", help="a folder for features and pre-trainings")
     a = p.parse_args()
     for seed in a.seeds:
         for name in a.sets:
@@ -92,7 +97,7 @@ def main():
                 if a.clusters: key["k"] = a.clusters
                 else: key["k"] = len(np.unique(images(name)[2]))
                 if known(a.out, key): continue
-                try: row = run(model, name, seed, a.clusters, a.version, parameters)
+                try: row = run(model, name, seed, a.clusters, a.version, parameters, a.cache)
                 except Exception as e:
                     print(model, name, seed, f"{type(e).__name__}: {e}", flush=True); continue
                 add(a.out, row)
