@@ -36,7 +36,9 @@ class Known:
     @property
     def n(self) -> int: return self.facts.n
     @property
-    def side(self) -> int: return self.facts.side
+    def side(self) -> int:
+        "Of the images when they are learned from: as the user has said, or as they are."
+        return self.given("image_size") or self.facts.side
     @property
     def kind(self) -> str: return self.facts.kind
 
