@@ -89,7 +89,7 @@ def affordable(at: Known) -> int:
     epochs = sum(at.value(name) or 0 for name in lengths)
     return starts_for(epochs * -(-at.n // at.value("batch_size")))
 
-STARTS = Rule(affordable, f"as many trainings as {ALL_STEPS:,} steps pay, 3 to 5; else a single one")
+STARTS = Rule(affordable, f"as many as {ALL_STEPS:,} steps pay, 3 to 5; else a single one")
 
 # %% ../../nbs/03_training/17_rules.ipynb #e396b279
 SHARED = dict(
