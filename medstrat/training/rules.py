@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BATCH', 'ONLY_PIXELS', 'BACKBONE', 'NETWORK', 'AS_PIXELS', 'SIDE', 'AUGMENT', 'ALL_STEPS', 'STARTS', 'SHARED',
-           'epochs_for', 'batch_for', 'budget', 'wants_pixels', 'front', 'by_front', 'working_side', 'starts_for',
-           'affordable']
+           'ON_PIXELS', 'epochs_for', 'batch_for', 'budget', 'wants_pixels', 'front', 'by_front', 'working_side',
+           'starts_for', 'affordable']
 
 # %% ../../nbs/03_training/17_rules.ipynb #ed4034f8
 from .presets import Known, Rule, Value
@@ -54,7 +54,7 @@ def front(at: Known) -> str:
 BACKBONE = Rule(front, "films and photographs: features of ImageNet; ink: pixels")
 NETWORK = Rule(lambda at: "mlp" if at.features else "conv",
                "fully connected for features, convolutions for pixels")
-AS_PIXELS = Value("none", "it needs pixels")
+AS_PIXELS = Value("none", "pixels, whose embeddings can be decoded to pictures")
 
 def by_front(features, pixels, why: str) -> Rule:
     "A rule for a value that differs between features and pixels."
@@ -89,9 +89,10 @@ def affordable(at: Known) -> int:
     epochs = sum(at.value(name) or 0 for name in lengths)
     return starts_for(epochs * -(-at.n // at.value("batch_size")))
 
-STARTS = Rule(affordable, f"as many trainings as {ALL_STEPS:,} steps pay, 3 to 5; else a single one")
+STARTS = Rule(affordable, f"as many as {ALL_STEPS:,} steps pay, 3 to 5; else a single one")
 
 # %% ../../nbs/03_training/17_rules.ipynb #e396b279
 SHARED = dict(
     backbone=BACKBONE, network=NETWORK, image_size=SIDE, batch_size=BATCH,
     epochs=budget(3000, 40, 200, "the losses have levelled off"))
+ON_PIXELS = SHARED | dict(backbone=AS_PIXELS)
