@@ -23,7 +23,7 @@ from medstrat.training.batches import train_loader
 from medstrat.training.registry import get_method, list_methods
 
 PACKAGE = Path(medstrat.__file__).parent
-LOOKED_UP = ("match_name", "plain", "lookup", "resolve", "check_value", "operations_of")   # nothing of a training step
+LOOKED_UP = ("match_name", "plain", "find_value", "resolve", "check_value", "operations_of")   # nothing of a training step
 SMALL = dict(epochs=1, decoder_epochs=1, pretrain_epochs=1, layer_epochs=1, n_clusters=5, batch_size=32, hidden=(16,), channels=(8, 16), latent_dim=4, input_size=32,
              random_state=0, accelerator="cpu", verbose=False)
 THE_LOOP = ("training/phases.py", "training/loop.py")

