@@ -235,10 +235,18 @@ def test_nothing_is_changed_by_asking(fitted):
     assert all(v.equal(before[k]) for k, v in a.module_.state_dict().items()) and (S.vectors == V).all() and isinstance(S, ImageSet)
 
 
+@ways
 @pytest.mark.parametrize("method", ["IDEC", "VaDE", "GMVAE"])
-def test_each_of_several_starts_looks_at_the_same_features(method):
-    "What a later start has learned goes with the scaling that the fit has learned"
-    S = with_vectors()
+def test_each_of_several_starts_looks_at_the_same_features(method, way):
+    "What a later start has learned goes with the scaling that the fit has learned; signs and criteria see features scaled once"
+    X = given(way)
     for seed in range(2):      # one of the two chooses a later start, or the first: both must do
-        m = on(method, "vectors", n_starts=3, random_state=seed).fit(S.vectors)
-        assert (m.predict(S.vectors) == m.labels_).all() and not torch.equal(m.module_.scaling.mean, torch.zeros_like(m.module_.scaling.mean))
+        m = on(method, way, n_starts=3, random_state=seed).fit(X)
+        assert (m.predict(X) == m.labels_).all() and m.module_.scaling.mean.abs().max() > 0
+        assert "not-looked-at" not in [sign.name for sign in m.signs_] and len(m.starts_) == 3
+    alone = on(method, way, n_starts=1, random_state=0).fit(X)
+    several = on(method, way, n_starts=3, random_state=0).fit(X)
+    if several.starts_.chosen[0]: assert same_weights(alone.module_, several.module_)
+    net, x = alone.module_.eval(), torch.from_numpy(np.array(alone._inputs(X)))
+    with torch.no_grad(): value = -net.reconstruction(net.logits(net.embed(x)), x).item()
+    assert several.starts_.reconstruction[0] == pytest.approx(value, rel=1e-2)   # of the first start, which is the single one

@@ -22,7 +22,7 @@ from ..training.method import Told, on_features
 from ..training.parameters import Columns, Count, Counts, NonNegative, Positive, param
 from ..training.phases import Phase, course
 from ..training.presets import Value
-from ..training.rules import SHARED
+from ..training.rules import ON_PIXELS
 from ..vae.elbo import LOG_VARIANCE_RANGE, kl_normal, reconstruction_loss, reparameterise
 from ..vae.networks import Encoder, make_body, make_decoder, network_shape
 
@@ -173,7 +173,7 @@ class Autoencoder(FrontParameters, DeepClusterer):
         "your own module: (B, latent_dim + condition) → logits (B,C,H,W)", "module")
 
     name, method = "autoencoder", AutoencoderNetwork
-    presets: ClassVar[dict] = dict(best={"*": SHARED}, ours={"*": dict(
+    presets: ClassVar[dict] = dict(best={"*": ON_PIXELS}, ours={"*": dict(
         network=Value("conv", "images"),
         channels=Value((32, 64, 128), "three blocks, as in VAESim and CDVaDE"),
         hidden=Value((500, 500, 2000), "DEC, VaDE"),

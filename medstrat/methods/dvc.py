@@ -18,7 +18,7 @@ from ..parts.student import clustering_loss
 from ..training.parameters import Share, param
 from ..training.presets import Value
 from ..training.registry import register
-from ..training.rules import AS_PIXELS, BACKBONE, by_front
+from ..training.rules import AS_PIXELS, BACKBONE, budget, by_front
 from ..vae.elbo import kl_normal, reparameterise
 
 # %% ../../nbs/04_methods/07_dvc.ipynb #8310ce6a
@@ -88,6 +88,8 @@ _DVC2 = dict(
     latent_dim=Value(10, "§IV, DVC-2"))
 _BEST = dict(
     BEST, backbone=AS_PIXELS, network=Value("resize", "§IV, DVC-1"),
+    pretrain_epochs=budget(5000, 20, 100, "convolutions take long"),
+    epochs=budget(2000, 10, 60, "convolutions take long"),
     target=Value("dec", "Eqs 8–9 work against small clusters, see above"),
     likelihood=by_front("squared", "bernoulli", "§III: cross-entropy; of features, squares"),
     beta=Value(0.1, "with a weight of 1 the prior presses the clusters together, see the table in"
@@ -118,4 +120,5 @@ class DVC2(DVC):
         paper={"*": dict(
             _DVC2, pretrain=Value("layer-wise", "§IV"),
             dropout=Value(0.2, "DEC §4.3; DVC does not print it"))},
-        best={"*": dict(_DVC2, backbone=BACKBONE)})
+        best={"*": dict(_DVC2, backbone=BACKBONE, epochs=BEST["epochs"],
+                        pretrain_epochs=BEST["pretrain_epochs"])})

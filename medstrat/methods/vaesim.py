@@ -19,7 +19,7 @@ from ..training.parameters import Epochs, NonNegative, Positive, Share, param
 from ..training.phases import Phase, Step, course
 from ..training.presets import Value
 from ..training.registry import register
-from ..training.rules import SHARED
+from ..training.rules import ON_PIXELS
 from ..vae.elbo import kl_normal, reparameterise
 
 # %% ../../nbs/04_methods/03_vaesim.ipynb #8bf30fff
@@ -155,7 +155,7 @@ _RELEASED = {
 _LADDER = "chosen on validation images, see the ladder in chapter VAESim"
 
 _BEST = {"*": dict(
-    SHARED, n_clusters=Value(40, "as the released code"),
+    ON_PIXELS, n_clusters=Value(40, "as the released code"),
     beta=Value(1.0, "the evidence lower bound, as in the VAE baseline"),
     channels=Value((32, 64, 128), "as the VAE baseline"),
     lr=Value(1e-3, "as the VAE baseline"), lr_schedule=Value("cosine", "as the VAE baseline"),

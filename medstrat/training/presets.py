@@ -36,7 +36,9 @@ class Known:
     @property
     def n(self) -> int: return self.facts.n
     @property
-    def side(self) -> int: return self.facts.side
+    def side(self) -> int:
+        "Of the images when they are learned from: as the user has said, or as they are."
+        return self.given("image_size") or self.facts.side
     @property
     def kind(self) -> str: return self.facts.kind
 
@@ -79,7 +81,8 @@ class Resolution:
         self.hints = get_type_hints(self.cls, include_extras=True)
         self.values: dict = {}
         self.provenance: dict = {}      # name → text; rules are marked
-        self.known, self.asked = Known(facts, self.value, estimator), []
+        self.known = Known(facts, self.value, estimator)
+        self.asked: list = []           # names on the way, to find rules that ask each other
 
     def value(self, name: str) -> Any:  # None too for a parameter that the method does not have
         "The value of one parameter. ValueError for one that is not allowed."

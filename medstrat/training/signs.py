@@ -223,7 +223,7 @@ class Survey:
         self.decodes = type(net).decode is not Network.decode
         self.samples = hasattr(net, "posterior")
         some = np.linspace(0, len(images) - 1, min(len(images), SAMPLE)).astype(int)
-        items, codes = net.prepare(images, fit.engine)[some], fit.data.beside.get("covariates")
+        items, codes = images[some], fit.data.beside.get("covariates")
         codes = None if codes is None else codes[some]
         look = lambda x, *rows: self.add(to_network(x, fit.engine.channels_last), *rows)
         for _ in in_batches(net, items, look, fit.engine, codes): pass
@@ -276,7 +276,7 @@ def look_at_course(fit, images, labels):
 # %% ../../nbs/03_training/12_signs.ipynb #a54f5149
 def signs_of(
     fit,                 # a Fit that has followed its recipe
-    images: np.ndarray,  # (N,H,W,C) that it learned from
+    images: np.ndarray,  # (N,H,W,C), or scaled features (N,F), that it learned from
     labels: np.ndarray,  # (N,) their clusters
 ) -> list:               # of Sign
     "What speaks against a fit. Nothing is raised."

@@ -26,7 +26,7 @@ from ..data.arrays import resize
 from .batches import ImageBatches
 from .checkpoints import usable_folder
 from .fitting import own_checkpoint
-from .inference import Engine, over_images
+from .inference import Engine, over_inputs
 from .method import Batch, Network, Told, build
 from .parameters import Count, param
 from .presets import Value
@@ -119,7 +119,7 @@ def measured(net: Network, data: ImageBatches, engine: Engine) -> dict:  # name 
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)
         codes = data.beside.get("covariates")
-        parts = pd.DataFrame(list(over_images(net, data.images, of_portion, engine, codes)))
+        parts = pd.DataFrame(list(over_inputs(net, data.images, of_portion, engine, codes)))
     return (parts.sum() / len(data)).to_dict()
 
 # %% ../../nbs/03_training/15_starts.ipynb #a865ec98
@@ -128,7 +128,7 @@ def judge(
     plain: tuple,  # of plain_features
 ) -> tuple:        # labels (N,) int32, {criterion: number}
     "What is known of a trained network without labels; higher is better."
-    parts = over_images(net, data.images, net.encode, engine)
+    parts = over_inputs(net, data.images, net.encode, engine)
     Z, r = (np.concatenate(p) for p in zip(*([t.float().cpu().numpy() for t in p] for p in parts)))
     labels, (rows, features) = r.argmax(1).astype(np.int32), plain
     numbers = measured(net, data, engine) | certainty(r) | dict(

@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 
 from .decoding import settle, settled
-from .listing import Found
 from .maps import Pictures
 from .rules import FAILURES, Rules
 from .workers import batches, stamp
