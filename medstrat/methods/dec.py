@@ -117,8 +117,8 @@ INIT = Rule(lambda at: "mixture" if at.n >= MIXTURE_FROM * at.value("n_clusters"
 BEST: dict = dict(
     backbone=BACKBONE, image_size=SIDE, batch_size=BATCH, augment=AUGMENT, init=INIT,
     n_starts=STARTS,
-    pretrain_epochs=budget(15_000, 20, 300, "what tells the first clusters apart", features=3000),
-    epochs=budget(3500, 10, 60, "the labels have come to rest", features=1000),
+    pretrain_epochs=budget(10_000, 20, 300, "what tells the first clusters apart", features=3000),
+    epochs=budget(2500, 10, 60, "the labels have come to rest", features=1000),
     update_interval=Value("epoch", "a renewal passes all images through the encoder; more often"
                                    " costs more than the steps between"),
     lr=Value(1e-3, "IDEC §4.3, MNIST"),

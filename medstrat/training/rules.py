@@ -73,23 +73,23 @@ AUGMENT = Rule(lambda at: "none" if at.features or at.side < 12 else "affine",
                "small distortions, where there are pixels enough: 12 a side")
 
 # %% ../../nbs/03_training/17_rules.ipynb #272bc47b
-ALL_STEPS = 15_000   # what the starts of one fit may take together, unless a single one takes more
+ALL_STEPS = 48_000   # of up to 64 images, that the starts of one fit may take together
 
 def starts_for(
     steps: int,    # of one training
-) -> int:          # 1, 3, 4 or 5
-    "As many starts as the budget pays."
-    paid = min(ALL_STEPS // max(steps, 1), 5)
-    return paid if paid >= 3 else 1
+    batch: int,    # images a step
+) -> int:          # 1 or 3
+    "Three starts where the budget pays them."
+    return 3 if 3 * steps * max(batch, 64) <= 64 * ALL_STEPS else 1
 
 def affordable(at: Known) -> int:
     "Starts by the steps of one training; a single one where the user has set its length."
-    lengths = "epochs", "pretrain_epochs"
+    lengths, batch = ("epochs", "pretrain_epochs"), at.value("batch_size")
     if any(at.given(name) is not None for name in lengths): return 1
     epochs = sum(at.value(name) or 0 for name in lengths)
-    return starts_for(epochs * -(-at.n // at.value("batch_size")))
+    return starts_for(epochs * -(-at.n // batch), batch)
 
-STARTS = Rule(affordable, f"as many as {ALL_STEPS:,} steps pay, 3 to 5; else a single one")
+STARTS = Rule(affordable, f"three where {ALL_STEPS:,} steps pay them, else a single one")
 
 # %% ../../nbs/03_training/17_rules.ipynb #e396b279
 SHARED = dict(
