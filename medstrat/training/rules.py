@@ -94,5 +94,5 @@ STARTS = Rule(affordable, f"three where {ALL_STEPS:,} steps pay them, else a sin
 # %% ../../nbs/03_training/17_rules.ipynb #e396b279
 SHARED = dict(
     backbone=BACKBONE, network=NETWORK, image_size=SIDE, batch_size=BATCH,
-    epochs=budget(3000, 40, 200, "the losses have levelled off"))
+    epochs=budget(2000, 40, 200, "the losses have levelled off"))
 ON_PIXELS = SHARED | dict(backbone=AS_PIXELS)
