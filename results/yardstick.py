@@ -57,11 +57,9 @@ def run(model, name, seed, k, version, parameters, cache=None):
     x, xt, yt = images(name)
     k = k or len(np.unique(yt))
     t = time.perf_counter()
-    said = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         fitted = cls(n_clusters=k, random_state=seed, verbose=False, **kept, **parameters).fit(x)
-        said = [str(w.message)[:150] for w in caught]
     seconds = time.perf_counter() - t
     role = "confirmation" if name in CONFIRMATION else "development"
     row = dict(version=version, role=role, set=name, model=fitted.name, k=k, seed=seed, n=len(x), **scores(yt, fitted.predict(xt), k), seconds=round(seconds, 1),

@@ -51,6 +51,7 @@ class Known:
         "Does the method learn from features instead of pixels?"
         return self.kind == "vectors" or self.value("backbone") not in (None, "none")
 
+# %% ../../nbs/03_training/01_presets.ipynb #49ee4d23
 @dataclass(frozen=True)
 class Rule:
     "A value that follows from what is known of the images without labels."

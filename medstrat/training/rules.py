@@ -46,6 +46,7 @@ def wants_pixels(at: Known) -> bool:
     own = any(at.given(name) is not None for name in ("encoder", "decoder", "channels"))
     return chosen or own or at.given("augment") not in (None, "none", {})
 
+# %% ../../nbs/03_training/17_rules.ipynb #40e12e08
 def front(at: Known) -> str:
     "The network in front, by its name, or none."
     teachable = at.kind in ("film", "photo") and at.side >= 28
@@ -56,6 +57,7 @@ NETWORK = Rule(lambda at: "mlp" if at.features else "conv",
                "fully connected for features, convolutions for pixels")
 AS_PIXELS = Value("none", "pixels, whose embeddings can be decoded to pictures")
 
+# %% ../../nbs/03_training/17_rules.ipynb #a029b03d
 def by_front(features, pixels, why: str) -> Rule:
     "A rule for a value that differs between features and pixels."
     return Rule(lambda at: features if at.features else pixels, why)
@@ -82,6 +84,7 @@ def starts_for(
     "Three starts where the budget pays them."
     return 3 if 3 * steps * max(batch, 64) <= 64 * ALL_STEPS else 1
 
+# %% ../../nbs/03_training/17_rules.ipynb #a151aefc
 def affordable(at: Known) -> int:
     "Starts by the steps of one training; a single one where the user has set its length."
     lengths, batch = ("epochs", "pretrain_epochs"), at.value("batch_size")

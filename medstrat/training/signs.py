@@ -42,6 +42,7 @@ def entropy(p: torch.Tensor) -> torch.Tensor:  # (…,K) shares → (…)
 
 UNIFORM = 0.05   # of log K: failed fits had at most .03, working ones at least .2
 
+# %% ../../nbs/03_training/12_signs.ipynb #e4444220
 def uniform_responsibilities(
     own: float,    # mean entropy of the images' responsibilities, nats
     joint: float,  # entropy of their mean
@@ -152,6 +153,7 @@ def labels_changing(changed: float, tol: float) -> str | None:
     return (f"Labels were still changing at the end: {changed:.0%} of them between the last two"
             " targets.")
 
+# %% ../../nbs/03_training/12_signs.ipynb #fda68909
 def loss_falling(phase: str, losses: list) -> str | None:
     "Has the loss of a phase, one number an epoch, levelled off?"
     n = len(losses)
@@ -263,6 +265,7 @@ def look_at_images(fit, images, labels):
     yield "collapsed-embedding", found
     if seen.rebuilt.n: yield "no-better-than-mean", no_better_than_mean(seen.rebuilt.ratio())
 
+# %% ../../nbs/03_training/12_signs.ipynb #6f556dca
 def look_at_course(fit, images, labels):
     "Labels and losses, by the history."
     if fit.interrupted or fit.s.patience: return
@@ -291,6 +294,7 @@ def signs_of(
                               "The fit itself is not touched by this; please report it."))
     return signs
 
+# %% ../../nbs/03_training/12_signs.ipynb #11f6d4f0
 def _remedy(name, fit):
     if name == "no-better-than-mean" and decoder_rested(fit.rows): return RESTED
     return remedy(name, fit.estimator, fit.s, learns=bool(fit.rows) or not fit.s.epochs)

@@ -135,7 +135,8 @@ def judge(
         separation=separation(Z, labels), predictability=predictability(features, labels[rows]))
     return labels, {k: float(v) for k, v in numbers.items()}
 
-def compared(judged: list) -> pd.DataFrame:   # of what `judge` says; a row a start
+# %% ../../nbs/03_training/15_starts.ipynb #050d4cba
+def compared(judged: list) -> pd.DataFrame:   # of what judge says; a row a start
     "All criteria of several starts."
     labels = [labels for labels, _ in judged]
     both = {"agreement": mutual_agreement(labels), "agreement_nmi": mutual_agreement(labels, "nmi")}
@@ -155,6 +156,7 @@ def place_of(folder, number: int) -> Path:
     "The folder of a start's checkpoint."
     return Path(folder) / f"start-{number}"
 
+# %% ../../nbs/03_training/15_starts.ipynb #5c2bbe4c
 def begin(fit, number: int):
     "A fit like another one, untrained, for the start with this number."
     one, s = copy.copy(fit), fit.s
@@ -182,6 +184,7 @@ class Start:
     trouble: str = ""   # why it is not to be chosen
     judged: tuple = field(default_factory=lambda: (None, {}))
 
+# %% ../../nbs/03_training/15_starts.ipynb #8b6981fa
 def end(one, number: int, plain: tuple) -> Start:
     "What stays of a start; a warning where it failed."
     start = Start(number, one.seed, one, one.rows)
@@ -229,6 +232,7 @@ def begun(fit, resume) -> dict:  # number of a start → its checkpoint
     beside = {i: place_of(Path(resume).parent.parent, i) / "last.ckpt" for i in range(1, last)}
     return {i: path for i, path in beside.items() if path.exists()} | {last: Path(resume)}
 
+# %% ../../nbs/03_training/15_starts.ipynb #1feda49e
 def last_checkpoint(
     folder,           # a checkpoint_dir
 ) -> Path | None:     # to go on from; None: there is none yet
