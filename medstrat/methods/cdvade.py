@@ -44,6 +44,7 @@ _COLORED = {"colored-mnist": _FIVE, "colored-mnist-crossed": _FIVE, "colored-dig
 # %% ../../nbs/04_methods/09_cdvade.ipynb #a1f302e2
 _BEST = dict(
     _CONV, backbone=Value("none", "its settings press the covariate out of an embedding of pixels"),
+    init=Value("diag", "as the recorded runs: full covariances find the covariate first"),
     likelihood=Value("gaussian", "colours are no probabilities of ink"),
     sigma=Value(0.5, "with pretrain_kl, see the table below"),
     pretrain_kl=Value(

@@ -105,7 +105,7 @@ PRESETS = dict(
         prior_hidden=Value(500, "appendix, MNIST"), likelihood=Value("bernoulli", "MNIST"))},
     best={"*": dict(
         SHARED, n_starts=STARTS, latent_dim=by_front(10, 32, "as VaDE; pixels: as VAESim"),
-        prior_hidden=Value(128, "enough for w of 32 numbers"),
+        prior_hidden=Value(128, "enough for w"),
         likelihood=Value("gaussian", "shades are no probability of ink"),
         sigma=by_front(1.0, 0.25, "features are scaled to 1; pixels: PneumoniaMNIST, validation,"
                           " beside 0.05, 0.1 and the squared error (0.7), with which all clusters"
