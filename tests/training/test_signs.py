@@ -1,5 +1,6 @@
 "Signs that a fit has not worked: each measure against another way to compute it, fits made to fail, and fits that work."
 import json
+import math
 import warnings
 
 import numpy as np
@@ -16,6 +17,7 @@ from medstrat.training.parameters import Settings, parameters
 from medstrat.training.registry import get_method
 from medstrat.training.saving import load_model, read_header, read_tensors, write_tensors
 from medstrat.training.signs import (
+    ENOUGH,
     REMEDIES,
     DoubtfulFit,
     Rebuilt,
@@ -84,11 +86,11 @@ def test_collapsed_embeddings():
 
 
 def test_what_a_posterior_carries():
-    "By the channel's capacity: one dimension with signal-to-noise ratio e^(2 log K) - 1 carries log K nats exactly"
-    just = 10.0 ** 2 - 1
+    "By the channel's capacity: one dimension with signal-to-noise ratio e^(2 s log K) - 1 carries s log K nats exactly"
+    just = 10.0 ** (2 * ENOUGH) - 1
     assert collapsed_posterior(np.array([1.001 * just, 0]), np.ones(2), 10) is None
     text = collapsed_posterior(np.array([0.999 * just, 0]), np.ones(2), 10)
-    assert "at most 2.30 nats" in text and "tell 10 clusters apart takes 2.30" in text and "1 of 2 dimensions carry" in text
+    assert f"at most {ENOUGH * math.log(10):.2f} nats" in text and "tell 10 clusters apart takes 2.30" in text and "1 of 2 dimensions carry" in text
     assert collapsed_posterior(np.ones(3), np.zeros(3), 10) is None     # no noise at all
 
 
