@@ -34,6 +34,7 @@ class AutoencoderNetwork(FrontNetwork):
     def __init__(self, s, shape, n_clusters, n_covariates=0):
         super().__init__(s, shape, n_clusters, n_covariates)
         check_networks(s, shape)
+        self.bounded, self.n_values = not on_features(s), math.prod(self.input_shape)
         self.encoder = Encoder(self.make_body(), self.input_shape, self.head_widths())
         self.decoder = own_or_made_decoder(s, self.input_shape, self.decoder_dim())
         if s.likelihood == "gaussian": self.log_sigma = log_of_sigma(s.sigma)
@@ -52,12 +53,12 @@ class AutoencoderNetwork(FrontNetwork):
 
     def decode(self, z, told=Told()):
         logits = self.logits(z, told)
-        return logits if on_features(self.s) else logits.sigmoid()
+        return logits.sigmoid() if self.bounded else logits
 
     def reconstruction(self, logits, x) -> torch.Tensor:
         "How badly images were rebuilt, summed over pixels, mean over images."
-        log_sigma, bounded = getattr(self, "log_sigma", 0.0), not on_features(self.s)
-        return reconstruction_loss(logits, x, self.s.likelihood, log_sigma, bounded).mean()
+        log_sigma = getattr(self, "log_sigma", 0.0)
+        return reconstruction_loss(logits, x, self.s.likelihood, log_sigma, self.bounded).mean()
 
     def loss(self, batch, at):
         z = self.embed(batch.x)

@@ -6,7 +6,6 @@
 __all__ = ['MIXTURE_FROM', 'INIT', 'BEST', 'DECNetwork', 'IDECNetwork', 'SelfTrainingParameters', 'DEC', 'IDEC']
 
 # %% ../../nbs/04_methods/06_dec.ipynb #f864440e
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -61,7 +60,7 @@ class IDECNetwork(DECNetwork):
         reconstruction = self.reconstruction(self.logits(z, batch.told), batch.x)
         log_q = self.bank.log_q(z)
         clustering = clustering_loss(log_q, at.memory.of(log_q.detach().exp(), batch.index))
-        loss = self.s.gamma * clustering + reconstruction / math.prod(self.input_shape)
+        loss = self.s.gamma * clustering + reconstruction / self.n_values
         return dict(loss=loss, clustering=clustering, reconstruction=reconstruction,
                     changed=torch.tensor(at.memory.changed), z=z.detach())
 

@@ -6,7 +6,6 @@
 __all__ = ['DVCNetwork', 'DVC', 'DVC2']
 
 # %% ../../nbs/04_methods/07_dvc.ipynb #25dd0559
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -39,7 +38,7 @@ class DVCNetwork(DECNetwork, VAENetwork):
         reconstruction = self.reconstruction(logits, batch.x)
         kl = kl_normal(mu, logvar, s.prior_std).mean()
         L_r = reconstruction + self.beta(at) * kl if s.refine_with == "elbo" else reconstruction
-        loss = s.lam * clustering + (1 - s.lam) * L_r / math.prod(self.input_shape)
+        loss = s.lam * clustering + (1 - s.lam) * L_r / self.n_values
         return dict(loss=loss, reconstruction=reconstruction, kl=kl, **noted)
 
 # %% ../../nbs/04_methods/07_dvc.ipynb #7ba4ebc4

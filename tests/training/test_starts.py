@@ -143,10 +143,10 @@ def test_the_bound_is_that_of_all_images_with_the_same_noise(method):
 def test_means_are_over_images_not_over_portions(method, monkeypatch):
     fit = settle(ready(method, **QUICK), cohort(50))
     whole = measured(fit.net, fit.data, fit.engine)
-    real = module.over_images
+    real = module.over_inputs
     def in_two(net, x, fn, engine, beside=None):
         for part in (x[:33], x[33:]): yield from real(net, part, fn, engine, beside)
-    monkeypatch.setattr(module, "over_images", in_two)
+    monkeypatch.setattr(module, "over_inputs", in_two)
     assert measured(fit.net, fit.data, fit.engine)["reconstruction"] == pytest.approx(whole["reconstruction"], rel=1e-4)
 
 
