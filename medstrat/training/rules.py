@@ -87,7 +87,7 @@ def starts_for(
 # %% ../../nbs/03_training/17_rules.ipynb #a151aefc
 def affordable(at: Known) -> int:
     "Starts by the steps of one training; a single one where the user has set its length."
-    lengths, batch = ("epochs", "pretrain_epochs"), at.value("batch_size")
+    lengths, batch = ("epochs", "pretrain_epochs", "refine_epochs"), at.value("batch_size")
     if any(at.given(name) is not None for name in lengths): return 1
     epochs = sum(at.value(name) or 0 for name in lengths)
     return starts_for(epochs * -(-at.n // batch), batch)
