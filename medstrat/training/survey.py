@@ -12,6 +12,7 @@ import warnings
 import numpy as np
 import torch
 
+from .batches import evenly
 from .inference import over_inputs
 from .method import Network, Told
 from .parameters import parameters
@@ -30,7 +31,7 @@ class Survey:
         self.shares, self.z, self.zz, self.noise = (torch.zeros((), dtype=torch.float64),) * 4
         self.decodes = type(net).decode is not Network.decode
         self.samples = hasattr(net, "posterior")
-        some = np.linspace(0, len(images) - 1, min(len(images), SAMPLE)).astype(int)
+        some = evenly(len(images), SAMPLE)
         items, codes = images[some], fit.data.beside.get("covariates")
         codes = None if codes is None else codes[some]
         for _ in over_inputs(net, items, self.add, fit.engine, codes): pass
