@@ -4,11 +4,11 @@ import pytest
 from conftest import film, images, known, tiny
 
 from medstrat.parts.kinds import Facts
-from medstrat.training.fitting import settle
 from medstrat.training.presets import resolve
 from medstrat.training.registry import get_method, list_methods
 from medstrat.training.rules import ALL_STEPS
 from medstrat.training.saving import load_model
+from medstrat.training.settling import settle
 
 FILM, SHEET = Facts(200, (64, 64, 1), "film"), Facts(200, (28, 28, 1), "ink")
 STARTED = [m.name for m in list_methods() if "n_starts" in m.__dataclass_fields__]
