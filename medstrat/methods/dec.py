@@ -68,8 +68,9 @@ class IDECNetwork(DECNetwork):
 @dataclass(kw_only=True, repr=False, eq=False)
 class SelfTrainingParameters(StartsParameters, PretrainingParameters):
     "Of the refinement by self-training. Source: DEC §3."
-    init: Literal["k-means", "mixture"] | None = param(
-        "where the first centres come from", "clustering")
+    init: Literal["k-means", "mixture", "merged"] | None = param(
+        "where the first clusters come from; merged: a mixture of three components a cluster",
+        "clustering")
     n_init: Count | None = param("starts for the first centres", "clustering")
     alpha: Positive | None = param("degrees of freedom of Student's t", "clustering")
     target: Literal["dec", "dvc"] | None = param(
@@ -106,8 +107,8 @@ _PAPER = dict(
 
 # %% ../../nbs/04_methods/06_dec.ipynb #fe22372b
 INIT = Rule(lambda at: init_for(at.n, at.value("n_clusters")),
-            f"a mixture from {MIXTURE_FROM} images a cluster on: its likelihood tells good"
-            " starts from bad ones; with fewer, a full covariance matrix describes their noise")
+            f"a mixture, chosen by its information, from {MIXTURE_FROM} images a component on;"
+            " with fewer, a full covariance matrix describes their noise")
 
 # %% ../../nbs/04_methods/06_dec.ipynb #98aa7eb4
 BEST: dict = dict(

@@ -67,7 +67,7 @@ class VaDENetwork(VAENetwork):
 
     def first_clusters(self, fit):
         s, (_, variances), Z = self.s, self.encoder.heads, fit.embed()
-        if s.refine_epochs: found = moments(Z, self.q(Z).argmax(1).cpu().numpy(), self.n_clusters)
+        if s.refine_epochs: found = moments(Z, np.eye(self.n_clusters)[self.q(Z).argmax(1).cpu()])
         else: found = first_mixture(Z, self.n_clusters, s.init, s.n_init, fit.seed)
         pi, mu, variance = found
         self.bank.set(pi, mu, variance)

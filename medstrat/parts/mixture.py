@@ -141,15 +141,14 @@ def check_distinct(Z: np.ndarray, k: int):
         f"Choose n_clusters ≤ {distinct}; if the images differ, the pre-training has collapsed: "
         "give it another random_state, a lower pretrain_lr or more pretrain_epochs.")
 
-# %% ../../nbs/02_parts/03_mixture.ipynb #3bb313d4
+# %% ../../nbs/02_parts/03_mixture.ipynb #093760da
 def moments(
     Z: np.ndarray,       # (N,d) embeddings
-    labels: np.ndarray,  # (N,) their clusters, 0…k-1
-    k: int,
+    r: np.ndarray,       # (N,k) responsibilities
 ) -> tuple:              # shares (k,), centres (k,d), variances (k,d)
-    "The mixture of k diagonal components that clusters amount to."
-    r = np.eye(k)[labels] + 1e-6 / k
-    size, Z = r.sum(0), Z.astype(np.float64)
+    "The mixture of k diagonal components that responsibilities amount to."
+    r, Z = r + 1e-6, Z.astype(np.float64)
+    size = r.sum(0)
     mu = r.T @ Z / size[:, None]
-    variance = np.stack([r[:, j] @ np.square(Z - mu[j]) / size[j] for j in range(k)])
+    variance = np.stack([r[:, j] @ np.square(Z - mu[j]) / size[j] for j in range(len(size))])
     return size / size.sum(), mu, variance + 1e-4 * Z.var()

@@ -20,7 +20,8 @@ from conftest import (
 )
 from helpers import Largest
 from sklearn.cluster import KMeans
-from sklearn.metrics import adjusted_rand_score
+from sklearn.datasets import make_moons
+from sklearn.metrics import adjusted_rand_score, mutual_info_score
 from torch import nn
 
 from medstrat.methods import self_training
@@ -31,6 +32,7 @@ from medstrat.training.inference import Engine, over_images
 from medstrat.training.phases import NonFiniteLoss
 from medstrat.training.registry import get_method
 from medstrat.training.saving import load_model, read_tensors
+from medstrat.training.starts import certainty
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -45,35 +47,88 @@ def test_first_centres_are_those_of_kmeans(method, X):
     assert (found.labels_ == a.labels_).all()
 
 
-@pytest.mark.parametrize("how", ["k-means", "mixture"])
+@pytest.mark.parametrize("how", ["k-means", "mixture", "merged"])
 def test_first_clusters_find_blobs(how):
     rng = np.random.default_rng(0)
     true = np.float32([[0, 0, 0], [0, 5, 5], [5, 0, 0]])
     Z = (true[np.arange(90) % 3] + rng.normal(0, 0.3, (90, 3))).astype(np.float32)
     for factor in (1e-3, 1.0, 1e6):
-        m = first_clusters(Z * np.float32(factor), 3, how, 2, 0) / factor
+        m = first_clusters(Z * np.float32(factor), 3, how, 2, 0)[0] / factor
         np.testing.assert_allclose(m[np.argsort(2 * m[:, 0] + m[:, 1])], true, atol=0.3)
-    assert (first_clusters(Z, 3, how, 2, 0) == first_clusters(Z, 3, how, 2, 0)).all()
-    np.testing.assert_allclose(first_clusters(Z, 1, how, 1, 0)[0], Z.mean(0), atol=1e-3)
-    with pytest.raises(ValueError, match="init='kmeans'.*'k-means' or 'mixture'"): first_clusters(Z, 3, "kmeans")
+    assert (first_clusters(Z, 3, how, 2, 0)[0] == first_clusters(Z, 3, how, 2, 0)[0]).all()
+    np.testing.assert_allclose(first_clusters(Z, 1, how, 1, 0)[0][0], Z.mean(0), atol=1e-3)
+    with pytest.raises(ValueError, match="init='kmeans'.*'k-means', 'mixture' or 'merged'"): first_clusters(Z, 3, "kmeans")
+
+
+def test_merging_against_a_loop():
+    "The pair with the largest shared responsibility, by the smaller of the two, written as sums over images"
+    r = np.random.default_rng(0).dirichlet(np.full(7, .3), 50)
+    slow = [list(column) for column in r.T]
+    while len(slow) > 3:
+        share = {(i, j): sum(a * b for a, b in zip(slow[i], slow[j])) / min(sum(slow[i]), sum(slow[j])) for i in range(len(slow)) for j in range(i)}
+        i, j = max(share, key=share.get)
+        slow.append([a + b for a, b in zip(slow[i], slow[j])])
+        slow = [column for n, column in enumerate(slow) if n not in (i, j)]
+    before = r.copy()
+    merged = self_training.merge(r, 3)
+    np.testing.assert_allclose(sorted(merged.T.tolist()), sorted(slow), rtol=1e-10)
+    np.testing.assert_allclose(merged.sum(1), 1)
+    assert (self_training.merge(r, 7) == before).all() and (r == before).all(), "what was given has changed"
+
+
+def test_information_is_the_mutual_information_of_images_and_clusters():
+    clusters = np.random.default_rng(0).integers(0, 4, 60)
+    np.testing.assert_allclose(self_training.information(np.eye(4)[clusters]), mutual_info_score(range(60), clusters))
+    r = np.random.default_rng(1).dirichlet(np.ones(5), 30)
+    joint = r / 30                                                # of an image drawn evenly, and its cluster
+    loop = sum(p * np.log(p / (joint[i].sum() * joint[:, j].sum())) for i in range(30) for j, p in enumerate(joint[i]))
+    np.testing.assert_allclose([self_training.information(r), certainty(r)["information"]], loop)
+
+
+def test_merged_components_follow_a_bend():
+    "Two half moons: one normal distribution each cuts through both, three each and merged do not"
+    Z, y = make_moons(900, noise=.06, random_state=0)
+    right = {}
+    for how in ("mixture", "merged"):
+        _, r = first_clusters(Z.astype(np.float32), 2, how, 10, 0)
+        right[how] = adjusted_rand_score(y, r.argmax(1))
+    assert right["merged"] > .95 > .7 > right["mixture"], right
+
+
+def test_the_first_target_is_the_mixtures_own(X):
+    "And that of k-means comes from the centres, as in the papers"
+    for how in ("mixture", "k-means"):
+        a = mlp("IDEC", init=how, n_init=2, n_clusters=3, update_interval=10_000, tol=0.0, epochs=1, batch_size=len(X))
+        first, kept = self_training.first_clusters, {}
+        def spy(Z, k, *more):
+            kept["Z"], (kept["centres"], kept["r"]) = Z, first(Z, k, *more)
+            return kept["centres"], kept["r"]
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr(self_training, "first_clusters", spy)
+            renew = Target.renew
+            m.setattr(Target, "renew", lambda self, q, *more: (kept.setdefault("q", q.clone()), renew(self, q, *more))[1])
+            a.fit(X)
+        distance = np.square(kept["Z"][:, None] - kept["centres"][None]).sum(2)
+        student = (1 / (1 + distance)) / (1 / (1 + distance)).sum(1, keepdims=True)
+        np.testing.assert_allclose(kept["q"], kept["r"] if how == "mixture" else student, atol=1e-5)
 
 
 @pytest.mark.parametrize("offset", [10, 1000])
 def test_mixture_does_not_depend_on_where_the_embedding_lies(offset):
     rng = np.random.default_rng(0)
     Z = np.concatenate([rng.normal(0, 0.1, (50, 2)), rng.normal(0, 0.1, (50, 2)) + [1, 0]]).astype(np.float32)
-    m = first_clusters(Z + np.float32([0, offset]), 2, "mixture", 2, 0)
+    m, _ = first_clusters(Z + np.float32([0, offset]), 2, "mixture", 2, 0)
     np.testing.assert_allclose(np.sort(m[:, 0]), [0, 1], atol=0.1)
 
 
-@pytest.mark.parametrize("how", ["k-means", "mixture"])
+@pytest.mark.parametrize("how", ["k-means", "mixture", "merged"])
 def test_a_collapsed_embedding_is_refused(how, X):
     with pytest.raises(ValueError, match="n_clusters=2, but the images have only 1 distinct embeddings.*collapsed"): first_clusters(np.ones((20, 3), np.float32), 2, how)
     with pytest.raises(ValueError, match="only 2 distinct"): first_clusters(np.repeat(np.eye(2, dtype=np.float32), 10, 0), 3, how)
     class Blind(nn.Module):
         def forward(self, x): return x.flatten(1)[:, :3] * 0
     with pytest.raises(ValueError, match="images have only 1 distinct embeddings"): mlp(encoder=Blind(), init=how).fit(X)
-    assert first_clusters(np.ones((20, 3), np.float32), 1, how).tolist() == [[1, 1, 1]]
+    np.testing.assert_allclose(first_clusters(np.ones((20, 3), np.float32), 1, how)[0], [[1, 1, 1]], rtol=1e-6)
 
 
 # ---- the target of all images
@@ -333,7 +388,7 @@ def test_a_dead_cluster(method, far, X, monkeypatch):
     def centres(Z, k, *more):
         m = np.array([Z[::2].mean(0), Z[1::2].mean(0), Z[0]])
         m[2] = far
-        return m
+        return m, None
     monkeypatch.setattr(self_training, "first_clusters", centres)
     a = mlp(method, update_interval=2, epochs=3)
     with pytest.warns(UserWarning, match=r"of 3 clusters (is|are) empty \(numbers .*2\)"): a.fit(X)

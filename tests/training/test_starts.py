@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import apart, cohort, four_kinds, history, images, interrupt, ready, same_weights
+from conftest import apart, cohort, four_kinds, history, images, interrupt, known, ready, same_weights
 from sklearn.metrics import adjusted_rand_score, cohen_kappa_score, mutual_info_score, normalized_mutual_info_score
 
 from medstrat.data.sources import load_dataset
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*clusters are empty:UserWarning
 QUICK = dict(network="mlp", random_state=0)
 
 
-def several(method="DEC", **changes): return ready(method, **dict(QUICK, n_starts=3) | changes)
+def several(method="DEC", **changes): return ready(method, **known(method, dict(refine_epochs=0)) | dict(QUICK, n_starts=3) | changes)
 def table(a): return a.starts_.drop(columns="seconds")
 
 
