@@ -240,3 +240,8 @@ def test_the_images_of_a_training_are_known(X):
     net, s = Network(Settings(), (16, 16, 1), 2), Settings(random_state=0, lr=1.0)
     prints = [fingerprint(Simple(), net, s, ImageBatches(x, labels=y)) for x, y in ((X, None), (X[:59], None), (255 - X, None), (X, np.arange(60)))]
     assert len({json.dumps(p) for p in prints}) == 4 and prints[0]["labels"] is None
+
+
+def test_kind_none_is_looked_up():
+    a = tiny("PCA + k-means", kind=None).fit(images())
+    assert (a.settings_.kind, a.provenance_["kind"]) == ("film", "looked up in the images")
