@@ -73,8 +73,8 @@ def clusters_in_use(
             f" the largest has {largest:.0%} of the images.")
     if len(empty):
         numbers = ", ".join(map(str, empty[:10])) + (", …" if len(empty) > 10 else "")
-        are = "is" if len(empty) == 1 else "are"
-        text += f" {len(empty)} of {k} clusters {are} empty (numbers {numbers})."
+        are, which = ("is", "number") if len(empty) == 1 else ("are", "numbers")
+        text += f" {len(empty)} of {k} clusters {are} empty ({which} {numbers})."
     return "few-clusters" if few else "empty-clusters", text
 
 # %% ../../nbs/03_training/12_signs.ipynb #d47f49f1
@@ -202,7 +202,7 @@ def remedy(
     number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)
     said = [f"{how} {p} (now {now[p]})" for how, p in REMEDIES[name]
             if number(now.get(p)) and (now[p] > 0 or how not in ("a smaller", "fewer"))]
-    if not said: return "No parameter is known to help."
+    if not said: return "No parameter is known to help: look at the images themselves."
     return f"What usually helps: {', '.join(said[:4])}."
 
 # %% ../../nbs/03_training/12_signs.ipynb #55045bde
@@ -264,6 +264,7 @@ def look_at_images(fit, images, labels):
     if seen.samples: found = collapsed_posterior(seen.variance, noise, max(seen.k, 2))
     else: found = collapsed_embedding(seen.variance, square, bool(fit.rows))
     yield "collapsed-embedding", found
+    if images.ndim == 2 and decoder_rested(fit.rows): return    # features have no pictures
     if seen.rebuilt.n: yield "no-better-than-mean", no_better_than_mean(seen.rebuilt.ratio())
 
 # %% ../../nbs/03_training/12_signs.ipynb #6f556dca

@@ -69,7 +69,7 @@ def test_clusters_in_use(sizes, name): assert clusters_in_use(np.repeat(np.arang
 def test_empty_clusters_have_their_numbers():
     text = clusters_in_use(np.array([0, 1, 3, 3]), 5)[1]
     assert "2 of 5 clusters are empty (numbers 2, 4)" in text and "In use: 3 of 5 clusters, as uneven as 2.8" in text and "the largest has 50%" in text
-    assert "1 of 4 clusters is empty (numbers 2)" in clusters_in_use(np.array([0, 1, 3, 3]), 4)[1]
+    assert "1 of 4 clusters is empty (number 2)" in clusters_in_use(np.array([0, 1, 3, 3]), 4)[1]
     assert "(numbers 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, …)" in clusters_in_use(np.zeros(9, int), 20)[1]
 
 
@@ -154,7 +154,7 @@ def test_a_remedy_can_be_turned_further():
     said = remedy("few-clusters", cls, s)
     assert "more pretrain_epochs (now 0)" in said and not any(p in said for p in ("beta", "sigma", "n_clusters"))
     assert "epochs" not in remedy("empty-clusters", get_method("k-means"), Settings(epochs=40, n_clusters=9, random_state=0), learns=False)
-    assert remedy("no-better-than-mean", get_method("k-means"), Settings(epochs=40), learns=False) == "No parameter is known to help."
+    assert remedy("no-better-than-mean", get_method("k-means"), Settings(epochs=40), learns=False) == "No parameter is known to help: look at the images themselves."
 
 
 # ---- fits
@@ -208,6 +208,13 @@ def test_pictures_of_a_decoder_that_rested_are_not_to_be_trusted(digits):
 
 
 # ---- the look
+
+def test_a_decoder_that_rested_before_features_has_no_pictures():
+    V = np.random.default_rng(0).normal(size=(60, 12)).astype(np.float32)
+    a, b = (fitted(m, V, network="mlp", hidden=(8,), pretrain_epochs=1, epochs=1) for m in ("DEC", "IDEC"))
+    names = [[sign.name for sign in e.signs_] for e in (a, b)]
+    assert "no-better-than-mean" not in names[0] and "no-better-than-mean" in names[1]
+
 
 def test_a_survey_agrees_with_the_estimator(digits):
     a = fitted("VaDE", digits, **MLP | dict(pretrain_epochs=3, epochs=2))
