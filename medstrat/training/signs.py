@@ -98,7 +98,7 @@ def collapsed_embedding(
 
 # %% ../../nbs/03_training/12_signs.ipynb #b410e5f3
 ACTIVE = 0.01    # signal over noise from which a dimension counts
-ENOUGH = 0.25    # of log K: failed fits had at most .01; decoders that are told the clusters .45
+ENOUGH = 0.25    # of log K: failed fits had at most .02; decoders that are told the clusters .45
 
 def collapsed_posterior(
     variance: np.ndarray,  # (d,) of the posteriors' means
