@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 
 import medstrat
 from medstrat.data.images import ImageSet
-from medstrat.training.fitting import settle
+from medstrat.training.settling import settle
 from medstrat.training.loop import PhaseModule
 from medstrat.training.batches import train_loader
 from medstrat.training.registry import get_method, list_methods

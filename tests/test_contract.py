@@ -22,8 +22,10 @@ from sklearn.utils.validation import check_is_fitted
 
 from medstrat.methods import pretraining
 from medstrat.data.images import ImageSet
-from medstrat.training.fitting import Fit, settle, take_condition
+from medstrat.training.fitting import Fit
 from medstrat.training.inference import Engine
+from medstrat.training.inputs import take_condition
+from medstrat.training.settling import settle
 from medstrat.training.phases import NonFiniteLoss
 from medstrat.training.method import Network, build
 from medstrat.training.batches import ImageBatches

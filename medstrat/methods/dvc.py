@@ -9,11 +9,8 @@ __all__ = ['DVCNetwork', 'DVC', 'DVC2']
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-
 from .autoencoders import VAE, VAENetwork
 from .dec import BEST, DECNetwork, SelfTrainingParameters
-from ..parts.student import clustering_loss
 from ..training.parameters import Share, param
 from ..training.presets import Value
 from ..training.registry import register
@@ -30,9 +27,8 @@ class DVCNetwork(DECNetwork, VAENetwork):
 
     def loss(self, batch, at):
         s, (mu, logvar) = self.s, self.posterior(batch.x)
-        log_q = self.bank.log_q(mu)
-        clustering = clustering_loss(log_q, at.memory.of(log_q.detach().exp(), batch.index))
-        noted = dict(clustering=clustering, changed=torch.tensor(at.memory.changed), z=mu.detach())
+        noted = at.memory.terms(self.bank.log_q(mu), batch.index) | dict(z=mu.detach())
+        clustering = noted["clustering"]
         if s.lam == 1: return dict(loss=clustering, **noted)   # the decoder rests
         logits = self.logits(reparameterise(mu, logvar), batch.told)
         reconstruction = self.reconstruction(logits, batch.x)

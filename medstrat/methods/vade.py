@@ -14,9 +14,11 @@ import torch
 
 from .autoencoders import VAE, VAENetwork, evidence_bound
 from .pretraining import PretrainingParameters, check_distinct_images, pretraining
-from ..parts.mixture import MixtureBank, first_mixture, kl_c, kl_z
+from .self_training import self_training
+from ..parts.mixture import MixtureBank, first_mixture, kl_c, kl_z, moments
 from ..parts.prototypes import draw_around
-from ..training.parameters import Count, NonNegative, param
+from ..parts.student import log_student_t
+from ..training.parameters import Count, Epochs, NonNegative, param
 from ..training.phases import Moment, Phase, Step, course
 from ..training.presets import Rule, Value
 from ..training.registry import register
@@ -25,6 +27,9 @@ from ..training.starts import StartsParameters
 from ..vae.elbo import kl_normal, reparameterise
 
 # %% ../../nbs/04_methods/08_vade.ipynb #16979d4f
+_IDEC = dict(n_init=20, target="dec", target_gamma=2.0, update_interval="epoch", tol=0.001,
+             optimizer="adam", lr_schedule="cosine")   # Source: DEC §3–4, IDEC §4.3
+
 class VaDENetwork(VAENetwork):
     "A VAE whose prior is a mixture. Source: Jiang, Zheng, Tan, Tang & Zhou 2017; CDVaDE §2.1."
     s: "VaDE"
@@ -41,9 +46,30 @@ class VaDENetwork(VAENetwork):
         terms = dict(loss=reconstruction + s.pretrain_kl * kl, reconstruction=reconstruction)
         return terms | dict(kl=kl) if s.pretrain_kl else terms
 
+    def refine_loss(self, batch, at):
+        "IDEC's: the clusters pull, the decoder keeps. Source: Guo, Gao, Liu & Yin 2017, Eq. 8."
+        z = self.embed(batch.x)
+        taught = at.memory.terms(self.log_q(z), batch.index)
+        error = (self.decode(z, batch.told) - batch.x).square().mean()
+        return dict(loss=0.1 * taught["clustering"] + error, **taught, reconstruction=error)
+
+    def log_q(self, z): return log_student_t(z, self.bank.Q)   # of the centres, as in DEC
+
+    @torch.no_grad()
+    def q(self, Z): return self.log_q(torch.from_numpy(Z).to(self.bank.Q)).exp()
+
+    def refinement(self, stream) -> list:
+        "Self-training of the centres, before they are a mixture."
+        if not self.s.refine_epochs: return []
+        s = self.s.but(epochs=self.s.refine_epochs, lr=self.s.pretrain_lr, init=None, **_IDEC)
+        q = lambda fit: self.q(fit.embed())
+        return self_training(self, s, self.refine_loss, q, stream=stream)
+
     def first_clusters(self, fit):
-        s, (_, variances) = self.s, self.encoder.heads
-        pi, mu, variance = first_mixture(fit.embed(), self.n_clusters, s.init, s.n_init, fit.seed)
+        s, (_, variances), Z = self.s, self.encoder.heads, fit.embed()
+        if s.refine_epochs: found = moments(Z, self.q(Z).argmax(1).cpu().numpy(), self.n_clusters)
+        else: found = first_mixture(Z, self.n_clusters, s.init, s.n_init, fit.seed)
+        pi, mu, variance = found
         self.bank.set(pi, mu, variance)
         if s.pretrain_kl: return
         with torch.no_grad():   # not learned yet: a tenth of the clusters' mean variance
@@ -63,9 +89,10 @@ class VaDENetwork(VAENetwork):
 
     def recipe(self):
         pretrained = pretraining(self, self.pretrain_loss, reads=("prior_std",))
-        train = Phase("train", self.s.epochs, self.loss, stream=len(pretrained.phases) + 2,
-                      **course(self.s))
-        return [pretrained, Step("first clusters", self.first_clusters), train]
+        stream = len(pretrained.phases) + 2
+        train = Phase("train", self.s.epochs, self.loss, stream=stream, **course(self.s))
+        return [pretrained, *self.refinement(stream + 1),
+                Step("first mixture", self.first_clusters), train]
 
     def measure(self, batch):
         return super().measure(batch) | dict(bound=evidence_bound(self.loss(batch, Moment())))
@@ -113,9 +140,11 @@ _KINDS = dict(
 # %% ../../nbs/04_methods/08_vade.ipynb #759133f5
 _BEST = dict(
     _KINDS, backbone=BACKBONE, image_size=SIDE, batch_size=BATCH, lr=Value(1e-3, "Adam's default"),
-    init=Value("full", "independent of the latent axes, see chapter Mixtures"),
     n_starts=STARTS, pretrain_epochs=budget(10_000, 20, 300, "as DEC", features=3000),
-    epochs=budget(5000, 20, 100, "the labels have come to rest", features=2000))
+    refine_epochs=Rule(
+        lambda at: 0 if at.given("init") else -(-at.value("pretrain_epochs") // 4),
+        "a quarter of the pre-training, as IDEC; 0 where init says how the mixture is fitted"),
+    epochs=budget(2500, 20, 100, "the labels have come to rest", features=1000))
 
 # %% ../../nbs/04_methods/08_vade.ipynb #1bcd5727
 PRESETS = dict(
@@ -127,7 +156,8 @@ PRESETS = dict(
     ours={"*": dict(
         likelihood=Value("bernoulli", "VaDE §4.2, MNIST"),
         init=Value("full", "independent of the latent axes, see chapter Mixtures"),
-        n_init=Value(10, "the best by likelihood"), pretrain_kl=Value(0.0, "an autoencoder"))})
+        n_init=Value(10, "the best by likelihood"), refine_epochs=Value(0, "VaDE"),
+        pretrain_kl=Value(0.0, "an autoencoder"))})
 
 # %% ../../nbs/04_methods/08_vade.ipynb #939803ac
 @register
@@ -137,6 +167,9 @@ class VaDE(StartsParameters, PretrainingParameters, VAE):
     pretrain_kl: NonNegative | None = param(
         "weight of the KL term of a plain VAE (with prior_std) in the pre-training; 0: an"
         " autoencoder on μ", "pretraining")
+    refine_epochs: Epochs | None = param(
+        "epochs of self-training between pre-training and mixture; 0: none, as in the paper",
+        "clustering")
     init: Literal["full", "diag"] | None = param(
         "covariances of the mixture that is fitted to the embeddings", "clustering")
     n_init: Count | None = param("its starts", "clustering")

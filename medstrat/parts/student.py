@@ -94,5 +94,10 @@ class Target:
         self.P = self.P.to(index.device)   # checkpoints are read to the CPU
         return self.P[index]
 
+    def terms(self, log_q: torch.Tensor, index=None) -> dict:   # (B,K)
+        "The clustering term of a batch, and the share of labels that the last renewal changed."
+        clustering = clustering_loss(log_q, self.of(log_q.detach().exp(), index))
+        return dict(clustering=clustering, changed=torch.tensor(self.changed))
+
     def state_dict(self): return dict(vars(self))
     def load_state_dict(self, state): vars(self).update(state)

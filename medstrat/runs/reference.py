@@ -14,7 +14,7 @@ import pandas as pd
 from ..data.images import ImageSet
 from ..data.splits import group_codes
 from ..training.estimator import told_rows
-from ..training.fitting import checked
+from ..training.inputs import checked
 from ..training.inference import Engine, over_images
 from ..training.method import Told
 

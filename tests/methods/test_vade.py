@@ -13,11 +13,14 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 from torch import nn
 
+from medstrat.data.arrays import as_images
 from medstrat.methods.vade import VaDE
 from medstrat.parts.mixture import first_mixture, log_joint
+from medstrat.parts.student import Target
 from medstrat.training.method import Batch, build
 from medstrat.training.phases import Moment, NonFiniteLoss
 from medstrat.training.presets import resolve
+from medstrat.vae.networks import to_network
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -64,12 +67,43 @@ def test_vade_elbo_is_a_bound(quarters, parted):
 
 
 def test_vade_history(quarters):
-    a = mixed(beta=2.0, epochs=3, pretrain_epochs=2).fit(quarters[0], validation=quarters[0][:20])
+    a = mixed(beta=2.0, epochs=3, pretrain_epochs=2, refine_epochs=1).fit(quarters[0], validation=quarters[0][:20])
     h = phase(a)
     np.testing.assert_allclose(h.loss, h.reconstruction + 2 * (h.kl_z + h.kl_c), rtol=1e-4)
     assert {"val_loss", "val_kl_z", "val_kl_c"} <= set(h) and (h.kl_z >= 0).all() and (h.kl_c >= -1e-4).all() and (h.kl_c <= 20).all()
-    assert list(a.history_.phase) == ["pretrain"] * 2 + ["train"] * 3 and "kl" not in phase(a, "pretrain")
+    assert list(a.history_.phase) == ["pretrain"] * 2 + ["refine"] + ["train"] * 3 and "kl" not in phase(a, "pretrain")
     np.testing.assert_allclose(phase(a, "pretrain").loss, phase(a, "pretrain").reconstruction)
+
+
+def test_refinement_is_that_of_idec(quarters):
+    "The loss from its equation, word by word; the target from Student's t of the centres; nothing of it in the paper's recipe"
+    x = quarters[0]
+    a = mixed(pretrain_epochs=3, refine_epochs=2, likelihood="gaussian", sigma=.4, augment="none", batch_size=len(x), epochs=0).fit(x)
+    net, x = a.module_.cpu(), to_network(torch.from_numpy(as_images(x)))
+    with torch.no_grad():
+        z = net.embed(x)
+        q = 1 / (1 + torch.cdist(z, net.bank.Q).square())
+        q = q / q.sum(1, keepdim=True)
+        p = q.square() / q.sum(0)
+        p = p / p.sum(1, keepdim=True)
+        target = Target()
+        target.renew(q, "dec", 2.0, 0.0)
+        terms = net.refine_loss(Batch(x, index=torch.arange(len(x))), Moment(memory=target))
+        kl, error = (p * (p / q).log()).sum(1).mean(), (net.decode(z) - x).square().mean()
+    np.testing.assert_allclose([terms["clustering"], terms["reconstruction"], terms["loss"]], [kl, error, 0.1 * kl + error], rtol=1e-4)
+    stages = lambda **more: [s.name for s in build(VaDE.method, resolve(tiny("VaDE", **more))[0], (16, 16, 1), 3).recipe() if hasattr(s, "name")]
+    assert stages(refine_epochs=0) == stages(preset="paper") == ["first mixture", "train"]
+    assert stages(init="full") == stages(refine_epochs=0) and resolve(tiny("VaDE", init="full"))[0].refine_epochs == 0
+    assert stages(refine_epochs=2) == ["first clusters", "first target", "refine", "first mixture", "train"]
+
+
+def test_the_refinement_makes_clusters_sharper(quarters):
+    x = quarters[0]
+    more = dict(pretrain_epochs=20, pretrain_lr=5e-3, epochs=0, n_clusters=4)
+    before, after = (mixed(**more, refine_epochs=n).fit(x) for n in (0, 40))
+    assert (phase(after, "refine").clustering > 0).all()
+    spread = lambda a: np.mean([a.transform(x)[a.labels_ == k].var(0).sum() for k in np.unique(a.labels_)]) / a.transform(x).var(0).sum()
+    assert spread(after) < spread(before)
 
 
 def test_pretraining_as_a_vae(quarters):
@@ -82,7 +116,7 @@ def test_pretraining_as_a_vae(quarters):
 @pytest.mark.parametrize("init", ["full", "diag"])
 @pytest.mark.parametrize("pretrain_kl", [0.0, 1.0])
 def test_vade_begins_with_the_first_mixture(init, pretrain_kl, quarters):
-    a = mixed(epochs=0, init=init, n_init=3, n_clusters=4, pretrain_kl=pretrain_kl).fit(quarters[0])
+    a = mixed(epochs=0, init=init, n_init=3, n_clusters=4, pretrain_kl=pretrain_kl, refine_epochs=0).fit(quarters[0])
     pi, mu, variance = first_mixture(a.transform(quarters[0]), 4, init, 3, 0)
     np.testing.assert_allclose(a.cluster_centers_, mu, rtol=1e-4, atol=1e-5); np.testing.assert_allclose(shares(a), pi, atol=1e-5)
     np.testing.assert_allclose(a.module_.bank.spread.detach() ** 2, variance.clip(np.exp(-9), np.exp(9)), rtol=1e-3)
@@ -217,6 +251,6 @@ def test_vade_from_other_methods(quarters, tmp_path):
     for i, other in enumerate(["VAE + k-means", "AE + k-means", "DEC", "VaDE"]):
         first = tiny(other, network="mlp", likelihood="bernoulli", epochs=1, n_init=2)
         first.fit(x).save(tmp_path / str(i))
-        a = mixed(pretrained=tmp_path / str(i), epochs=0).fit(x)
+        a = mixed(pretrained=tmp_path / str(i), epochs=0, refine_epochs=0).fit(x)
         assert (a.transform(x) == first.transform(x)).all() and (a.reconstruct(x) == first.reconstruct(x)).all()
     assert np.isfinite(mixed(pretrained=tmp_path / "1").fit(x).history_.loss).all()

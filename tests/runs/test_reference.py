@@ -22,7 +22,7 @@ def test_against_the_estimator_s_own_words():
     assert np.allclose(got.embedding, z, atol=1e-6) and np.allclose(got.responsibilities, a.predict_proba(x)) and (got.clusters == a.labels_).all()
     assert np.allclose(got.distance, [np.linalg.norm(z[i] - a.cluster_centers_[c]) for i, c in enumerate(a.labels_)], atol=1e-5)
     again = a.reconstruct(x)
-    from medstrat.training.fitting import sized
+    from medstrat.training.inputs import sized
     assert np.allclose(got.error, ((again - sized(x, again.shape[1]) / 255)**2).mean((1, 2, 3)), atol=1e-6)
 
 

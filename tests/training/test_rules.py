@@ -4,11 +4,11 @@ import pytest
 from conftest import film, images, known, tiny
 
 from medstrat.parts.kinds import Facts
-from medstrat.training.fitting import settle
 from medstrat.training.presets import resolve
 from medstrat.training.registry import get_method, list_methods
 from medstrat.training.rules import ALL_STEPS
 from medstrat.training.saving import load_model
+from medstrat.training.settling import settle
 
 FILM, SHEET = Facts(200, (64, 64, 1), "film"), Facts(200, (28, 28, 1), "ink")
 STARTED = [m.name for m in list_methods() if "n_starts" in m.__dataclass_fields__]
@@ -45,7 +45,7 @@ def test_all_starts_together_keep_within_the_budget(method, kind):
 @pytest.mark.parametrize("method", [m for m in STARTED if m != "CDVaDE"])
 def test_a_quick_fit_trains_once(method):
     "As many epochs as were given, and not several times as many"
-    a = tiny(method, **known(method, dict(init=None, n_init=2, update_interval="epoch", tol=0.0))).fit(images())
+    a = tiny(method, **known(method, dict(init=None, n_init=2, update_interval="epoch", tol=0.0, refine_epochs=0))).fit(images())
     assert len(a.history_) == a.n_iter_ == 2 * (1 + ("pretrain_epochs" in known(method, dict(pretrain_epochs=2)))) and a.starts_ is None and a.provenance_["n_starts"].startswith("best, by rule")
 
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from conftest import images, same_weights, tiny
 
-from medstrat.training.seeds import mix_seed, seed32
+from medstrat.training.seeds import mix_seed, seed32, whole_seed
 
 
 @pytest.mark.parametrize("bad", [-1, 1.0, True, np.True_, "7", None, np.float64(3), np.int64(-2)])
@@ -16,6 +16,11 @@ def test_seeds_that_everybody_takes(seed):
     found = seed32(seed)
     assert type(found) is int and 0 <= found < 2**32 and (seed >= 2**32 or found == seed)
     np.random.RandomState(found)
+
+
+def test_what_scikit_learn_takes():
+    assert whole_seed(np.random.RandomState(5)) == whole_seed(np.random.RandomState(5)) and whole_seed(10**30) < 2**32
+    with pytest.raises(ValueError, match="random_state='today' cannot be used"): whole_seed("today")
 
 
 def test_recorded_runs_stay_repeatable():

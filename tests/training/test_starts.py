@@ -16,13 +16,13 @@ from sklearn.metrics import adjusted_rand_score, cohen_kappa_score, mutual_info_
 from medstrat.data.sources import load_dataset
 from medstrat.training import starts as module
 from medstrat.training.batches import ImageBatches
-from medstrat.training.fitting import settle
 from medstrat.training.inference import Engine
 from medstrat.training.loop import PhaseModule
 from medstrat.training.method import Batch, Told
 from medstrat.training.phases import Moment, NonFiniteLoss, Phase
 from medstrat.training.saving import load_model, read_header
 from medstrat.training.seeds import mix_seed
+from medstrat.training.settling import settle
 from medstrat.training.starts import (
     Start,
     certainty,
