@@ -24,6 +24,7 @@ def two_tone(
     return float(x.var(dtype=np.float64)) / (m * (1 - m)) if 0 < m < 1 else 0.0
 
 def levels(images) -> np.ndarray:   # (N,H,W,C) float32, 0…255
+    "Gray levels of bytes, whichever way they are held."
     x = as_images(images)
     return x.astype(np.float32) if x.dtype == np.uint8 else x * np.float32(255)
 
