@@ -53,7 +53,7 @@ MIXTURE_FROM = 100   # images a cluster
 def init_for(
     n: int,   # images
     k: int,   # clusters
-) -> str:     # for `first_clusters`
+) -> str:     # for first_clusters
     "A mixture where there are images enough to describe its covariances, else k-means."
     return "mixture" if n >= MIXTURE_FROM * k else "k-means"
 
