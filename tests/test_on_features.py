@@ -12,6 +12,7 @@ from sklearn.base import clone, is_classifier
 from medstrat.data.images import ImageSet
 from medstrat.parts.backbones import compute_features, load_backbone
 from medstrat.training.method import Network
+from medstrat.training.parameters import parameters
 from medstrat.training.registry import get_method
 from medstrat.training.saving import load_model, read_header
 
@@ -46,6 +47,19 @@ def given(way, n=60, seed=0): return with_vectors(n, seed) if way == "vectors" e
 def fitted():
     "One fitted estimator of each (method, way); tests must not change them"
     return Lazy(lambda key: on(*key).fit(given(key[1])))
+
+
+# ---- what is set by nobody suits them
+
+@pytest.mark.parametrize("method", [m for m in ABLE if m != "DVC"])   # which is DVC-1, of convolutions
+@pytest.mark.parametrize("d", [1, 5])
+def test_the_rules_suit_vectors(method, d):
+    S, cls = with_vectors(), get_method(method)
+    given = dict(n_clusters=3, epochs=1, pretrain_epochs=1, random_state=0, accelerator="cpu", verbose=False)
+    told = dict(condition=S.table[["tone"]]) if method == "CDVaDE" else {}
+    a = cls(**{k: v for k, v in given.items() if k in parameters(cls)})
+    a.fit(S.vectors[:, :d], S.labels if is_classifier(a) else None, **told)
+    assert a.settings_.kind == "vectors" and a.module_.input_shape == (d,)
 
 
 # ---- what it gives

@@ -30,7 +30,8 @@ def _ambiguous(shape:tuple) -> str:
         return (f"A 3-D array ({_by(shape)}) should be N×H×W, but its last axis looks like a channel. "
                 "One image: x[None].")
     return (f"A 2-D array ({_by(shape)}) is either one image or a table of features. One image: x[None]. "
-            "N rows of H·W pixels each: x.reshape(-1, H, W), or x.reshape(-1, H, W, 3) for colour.")
+            "N rows of H·W pixels each: x.reshape(-1, H, W), or x.reshape(-1, H, W, 3) for colour. "
+            "Features of whole numbers: x.astype('float32').")
 
 def _no_images(shape:tuple) -> str|None:
     "What is wrong with a shape that should be N×H×W×C"

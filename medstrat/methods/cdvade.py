@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from .vade import VaDE, VaDENetwork
 from ..training.presets import Value
 from ..training.registry import register
-from ..training.rules import budget
+from ..training.rules import NETWORK, budget
 
 # %% ../../nbs/04_methods/09_cdvade.ipynb #f033ae23
 class CDVaDENetwork(VaDENetwork):
@@ -43,7 +43,8 @@ _COLORED = {"colored-mnist": _FIVE, "colored-mnist-crossed": _FIVE, "colored-dig
 
 # %% ../../nbs/04_methods/09_cdvade.ipynb #a1f302e2
 _BEST = dict(
-    _CONV, backbone=Value("none", "its settings press the covariate out of an embedding of pixels"),
+    _CONV, network=NETWORK,
+    backbone=Value("none", "its settings press the covariate out of an embedding of pixels"),
     init=Value("diag", "as the recorded runs: full covariances find the covariate first"),
     likelihood=Value("gaussian", "colours are no probabilities of ink"),
     sigma=Value(0.5, "with pretrain_kl, see the table below"),

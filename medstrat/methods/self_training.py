@@ -82,7 +82,7 @@ MIXTURE_FROM = 100   # images a component
 def init_for(
     n: int,   # images
     k: int,   # clusters
-) -> str:     # for `first_clusters`
+) -> str:     # for first_clusters
     "Merged components, one component a cluster, or k-means: by the images that each would have."
     if n >= MIXTURE_FROM * PARTS["merged"] * k: return "merged"
     return "mixture" if n >= MIXTURE_FROM * k else "k-means"

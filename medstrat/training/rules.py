@@ -52,7 +52,8 @@ def front(at: Known) -> str:
     teachable = at.kind in ("film", "photo") and at.side >= 28
     return "efficientnet-lite0" if teachable and not wants_pixels(at) else "none"
 
-BACKBONE = Rule(front, "films and photographs: features of ImageNet; ink: pixels")
+BACKBONE = Rule(front, "films and photographs of 28 pixels and more: features of ImageNet, unless"
+                       " what only pixels have was asked for; ink: pixels; vectors: as they are")
 NETWORK = Rule(lambda at: "mlp" if at.features else "conv",
                "fully connected for features, convolutions for pixels")
 AS_PIXELS = Value("none", "pixels, whose embeddings can be decoded to pictures")
@@ -92,7 +93,8 @@ def affordable(at: Known) -> int:
     epochs = sum(at.value(name) or 0 for name in lengths)
     return starts_for(epochs * -(-at.n // batch), batch)
 
-STARTS = Rule(affordable, f"three where {ALL_STEPS:,} steps pay them, else a single one")
+STARTS = Rule(affordable, f"three where {ALL_STEPS:,} steps pay them and no epochs were given,"
+                          " else a single one")
 
 # %% ../../nbs/03_training/20_rules.ipynb #e396b279
 SHARED = dict(

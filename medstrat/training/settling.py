@@ -58,7 +58,8 @@ def settle(estimator, X, y=None, condition=None, validation=None, resume=None) -
     images, method = as_items(X), estimator.method
     facts = Facts.of(images, estimator.kind)
     s, provenance = resolve(estimator, set_name(X), facts)
-    if s.kind == "auto": s, provenance["kind"] = s.but(kind=facts.kind), "looked up in the images"
+    if s.kind != facts.kind:
+        s, provenance["kind"] = s.but(kind=facts.kind), "looked up in the images"
     if images.ndim == 2: s = for_vectors(estimator, s, provenance)
     told, *codes = take_condition(estimator, condition, s, X, len(images), validation)
     if told is not None: s = s.but(condition=tuple(told.names))

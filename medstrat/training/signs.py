@@ -65,8 +65,8 @@ def clusters_in_use(
             f" the largest has {largest:.0%} of the images.")
     if len(empty):
         numbers = ", ".join(map(str, empty[:10])) + (", …" if len(empty) > 10 else "")
-        are = "is" if len(empty) == 1 else "are"
-        text += f" {len(empty)} of {k} clusters {are} empty (numbers {numbers})."
+        are, which = ("is", "number") if len(empty) == 1 else ("are", "numbers")
+        text += f" {len(empty)} of {k} clusters {are} empty ({which} {numbers})."
     return "few-clusters" if few else "empty-clusters", text
 
 # %% ../../nbs/03_training/12_signs.ipynb #d47f49f1
@@ -90,7 +90,7 @@ def collapsed_embedding(
 
 # %% ../../nbs/03_training/12_signs.ipynb #b410e5f3
 ACTIVE = 0.01    # signal over noise from which a dimension counts
-ENOUGH = 0.25    # of log K: failed fits had at most .01; decoders that are told the clusters .45
+ENOUGH = 0.25    # of log K: failed fits had at most .02; decoders that are told the clusters .45
 
 def collapsed_posterior(
     variance: np.ndarray,  # (d,) of the posteriors' means

@@ -69,6 +69,7 @@ def look_at_images(fit, images, labels):
     if seen.samples: found = collapsed_posterior(seen.variance, noise, max(seen.k, 2))
     else: found = collapsed_embedding(seen.variance, square, bool(fit.rows))
     yield "collapsed-embedding", found
+    if images.ndim == 2 and decoder_rested(fit.rows): return    # features have no pictures
     if seen.rebuilt.n: yield "no-better-than-mean", no_better_than_mean(seen.rebuilt.ratio())
 
 # %% ../../nbs/03_training/13_survey.ipynb #0b723a11
@@ -118,7 +119,7 @@ def remedy(
     number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)
     said = [f"{how} {p} (now {now[p]})" for how, p in REMEDIES[name]
             if number(now.get(p)) and (now[p] > 0 or how not in ("a smaller", "fewer"))]
-    if not said: return "No parameter is known to help."
+    if not said: return "No parameter is known to help: look at the images themselves."
     return f"What usually helps: {', '.join(said[:4])}."
 
 # %% ../../nbs/03_training/13_survey.ipynb #c6323ea9

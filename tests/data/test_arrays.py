@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medstrat.data.arrays import as_images, resize
+from medstrat.data.arrays import as_images, as_items, resize
 from medstrat.data.images import ImageSet
 
 rng = np.random.RandomState(0)
@@ -167,3 +167,7 @@ def test_bytes_and_floats_are_resized_alike():
 @pytest.mark.parametrize("size", [1, 0, -3, 2.5, "28", True, None])
 def test_sizes_that_are_none(size):
     with pytest.raises(ValueError, match="a whole number of at least 2"): resize(grey(2), size)
+
+
+def test_a_table_of_whole_numbers_is_told_how_it_becomes_features():
+    with pytest.raises(ValueError, match=r"Features of whole numbers: x.astype\('float32'\)"): as_items(np.zeros((5, 7), int))

@@ -45,3 +45,8 @@ def test_the_seed_of_a_fit():
     s = Settings(random_state=None, trainer_options=None)
     with pytest.raises(ValueError, match="several devices"): settle_seed(s.but(trainer_options=dict(devices=2)), None)
     assert settle_seed(s.but(trainer_options=dict(devices=2), random_state=7), None) == 7
+
+
+def test_kind_none_is_looked_up():
+    a = tiny("PCA + k-means", kind=None).fit(images())
+    assert (a.settings_.kind, a.provenance_["kind"]) == ("film", "looked up in the images")

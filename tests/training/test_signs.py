@@ -48,7 +48,7 @@ def test_clusters_in_use(sizes, name): assert clusters_in_use(np.repeat(np.arang
 def test_empty_clusters_have_their_numbers():
     text = clusters_in_use(np.array([0, 1, 3, 3]), 5)[1]
     assert "2 of 5 clusters are empty (numbers 2, 4)" in text and "In use: 3 of 5 clusters, as uneven as 2.8" in text and "the largest has 50%" in text
-    assert "1 of 4 clusters is empty (numbers 2)" in clusters_in_use(np.array([0, 1, 3, 3]), 4)[1]
+    assert "1 of 4 clusters is empty (number 2)" in clusters_in_use(np.array([0, 1, 3, 3]), 4)[1]
     assert "(numbers 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, …)" in clusters_in_use(np.zeros(9, int), 20)[1]
 
 

@@ -47,7 +47,7 @@ def test_a_remedy_can_be_turned_further():
     said = remedy("few-clusters", cls, s)
     assert "more pretrain_epochs (now 0)" in said and not any(p in said for p in ("beta", "sigma", "n_clusters"))
     assert "epochs" not in remedy("empty-clusters", get_method("k-means"), Settings(epochs=40, n_clusters=9, random_state=0), learns=False)
-    assert remedy("no-better-than-mean", get_method("k-means"), Settings(epochs=40), learns=False) == "No parameter is known to help."
+    assert remedy("no-better-than-mean", get_method("k-means"), Settings(epochs=40), learns=False) == "No parameter is known to help: look at the images themselves."
 
 
 # ---- fits
@@ -91,6 +91,9 @@ def test_far_too_many_clusters():
 def test_the_remedy_helps(digits):
     bad, good = (fitted("VAE + k-means", digits, **MLP, epochs=20, beta=beta) for beta in (1000.0, .1))
     assert "a smaller beta (now 1000.0)" in next(s.remedy for s in bad.signs_ if s.name == "collapsed-embedding") and good.signs_ == []
+
+
+
 
 
 def test_pictures_of_a_decoder_that_rested_are_not_to_be_trusted(digits):

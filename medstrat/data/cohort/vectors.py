@@ -84,8 +84,8 @@ def read_vectors(
         vectors = as_vectors(found)
     except ImportError: raise
     except Exception as e: raise ValueError(
-        f"The vectors in {path} cannot be read: {str(e).rstrip('.')}. Needed are N rows of d "
-        "numbers, and ids, if there are any, as many.") from e
+        f"The vectors in {path} cannot be read: {e}{'' if str(e)[-1:] in '.?' else '.'} "
+        "Needed are N rows of d numbers, and ids, if there are any, as many.") from e
     if ids is not None and len(ids) != len(vectors): raise ValueError(
         f"{path} has {len(ids)} ids for {len(vectors)} vectors; each needs one.")
     return ids, vectors
@@ -100,13 +100,19 @@ def rows_of_images(names, ids) -> tuple:  # (row of each image (N,), remarks)
     ids = np.asarray(ids)
     texts = ids.astype(str) if ids.dtype.kind == "S" else ids
     table = pd.DataFrame(dict(id=texts, row=range(len(texts))))   # a name twice is two rows
-    joined = join(names, table, "id")
+    try: joined = join(names, table, "id")
+    except ValueError as e: raise ValueError(
+        f"{e} Or give the vectors without ids, in the order of the images.") from None
     lost = np.flatnonzero(joined.rows < 0)
     if len(lost): raise ValueError(
         f"{len(lost)} of {len(names)} images have no vector of their own, such as "
         f"{', '.join(names[i] for i in lost[:3])}. {' '.join(joined.remarks)} "
-        "Each image needs one.")
+        f"{_twice(table.id)}Each image needs one.")
     return joined.rows, joined.remarks
+
+def _twice(ids: pd.Series) -> str:
+    again = ids[ids.duplicated()]
+    return f"{again.iloc[0]!r} has several rows. " if len(again) else ""
 
 # %% ../../../nbs/00_data/11_cohort/13_vectors.ipynb #426c435a
 def give_vectors(
@@ -120,7 +126,9 @@ def give_vectors(
     n, said = sum(map(len, parts)), []
     if ids is not None:
         if names is None: names = _names(parts, path)
-        rows, said = rows_of_images(names, ids)
+        try: rows, said = rows_of_images(names, ids)
+        except ValueError as e: raise ValueError(
+            f"The ids in {path} do not fit the images. {e}") from None
         vectors = vectors[rows]
     if len(vectors) != n: raise ValueError(
         f"{path} has {len(vectors)} vectors for {n} images. Give one for each, in their order, or "
@@ -128,7 +136,8 @@ def give_vectors(
     ends = np.cumsum([0, *map(len, parts)])
     own = iter(vectors[a:b] for a, b in zip(ends, ends[1:]))
     given = {p: s if s is None else s.but(vectors=next(own)) for p, s in sets.items()}
-    return given, [f"Vectors of {vectors.shape[1]} numbers from {Path(path).name}.", *said]
+    d = vectors.shape[1]
+    return given, [f"Vectors of {d} number{'s' * (d > 1)} from {Path(path).name}.", *said]
 
 def _names(parts: list, path) -> list:
     if all("file" in s.table for s in parts): return [f for s in parts for f in s.table["file"]]

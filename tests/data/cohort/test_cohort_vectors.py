@@ -104,3 +104,13 @@ def test_a_named_set_and_a_folder(tmp_path, alone):
     s = load_dataset(folder, vectors=write(tmp_path / "v.csv", NAMES), key="image", reading=dict(size=16))
     of = dict(zip(NAMES, V, strict=True))
     for part in (s.train, s.test): np.testing.assert_allclose(part.vectors, [of[f] for f in part.table.file], rtol=1e-6)
+
+
+def test_ids_that_do_not_fit_are_told_with_their_file_and_the_way_out(tmp_path):
+    twice = write(tmp_path / "twice.npz", [*NAMES[:1], *NAMES[:1], *NAMES[2:]])
+    with pytest.raises(ValueError, match=r"ids in .*twice.npz do not fit the images.*'a/001.png' has several rows"): give_vectors(dict(all=images()), twice)
+    other = write(tmp_path / "other.npz", list("uvwxyz"))
+    with pytest.raises(ValueError, match=r"ids in .*other.npz do not fit.*Or give the vectors without ids"): give_vectors(dict(all=images()), other)
+    with pytest.raises(ValueError, match=r"Did you mean 'image'\? Needed are"): read_vectors(write(tmp_path / "v.csv", NAMES), "imgae")
+    np.save(tmp_path / "one.npy", V[:, :1])
+    assert give_vectors(dict(all=images()), tmp_path / "one.npy")[1] == ["Vectors of 1 number from one.npy."]
