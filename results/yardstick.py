@@ -17,7 +17,7 @@ CONFIRMATION = ["fundus_glaucoma_128", "lung_histology_128", "covid_cxr_view_128
 MODELS = ["pixels + k-means", "PCA + k-means", "AE + k-means", "VAE + k-means", "features + k-means", "VAESim", "contrastive AE", "DEC", "IDEC",
           "DVC", "DVC-2", "VaDE", "GMVAE"]
 
-def images(name):  # (training images, test images, test labels)
+def images(name, split="test"):  # (training images, test images, test labels), or "train": (training images, their labels)
     "A set under a name that no preset knows."
     from medstrat.data.arrays import resize
     from medstrat.data.sources import load_dataset
@@ -28,10 +28,10 @@ def images(name):  # (training images, test images, test labels)
     (x, y), (xt, yt) = ((p.images, p.labels) for p in (s.train, s.test))
     if n is not None:
         rows = np.sort(np.random.default_rng(0).permutation(len(x))[:n])
-        x = x[rows]
+        x, y = x[rows], y[rows]
         if side != x.shape[1]: x, xt = resize(x, side), resize(xt, side)
-    if name == "kermany_pneumonia_64": x, xt, yt = x[y > 0], xt[yt > 0], yt[yt > 0]
-    return x, xt, yt
+    if name == "kermany_pneumonia_64": x, y, xt, yt = x[y > 0], y[y > 0], xt[yt > 0], yt[yt > 0]
+    return (x, y) if split == "train" else (x, xt, yt)
 
 def scores(labels, clusters, k):
     "One-to-one accuracy, its balanced form, NMI, ARI; how many clusters the test images use."
