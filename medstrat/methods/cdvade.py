@@ -51,6 +51,7 @@ _BEST = dict(
     pretrain_kl=Value(
         3.0, "the pressure under which the covariate leaves z, see the table below"),
     kl_warmup=Value(30.0, "clusters settle before the prior weighs in full"),
+    refine_epochs=Value(0, "as the recorded runs"),
     latent_dim=Value(10, "as VaDE on MNIST"), augment=Value("none", "images as they are"),
     batch_size=Value(64, "few images: small batches give enough steps"),
     pretrain_epochs=budget(2800, 20, 100, "as on Colored MNIST, 60 epochs"),
