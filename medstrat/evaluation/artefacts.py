@@ -16,6 +16,7 @@ import pandas as pd
 
 from ..data.cohort.decoding import native
 from ..data.cohort.rules import Rules, Skipped
+from ..data.cohort.workers import pool
 
 # %% ../../nbs/05_evaluation/06_artefacts.ipynb #4233e6f1
 def _gray(pixels):
@@ -138,13 +139,12 @@ def measure_files(
     n_jobs:int|None=None, # processes; None: one a core, and one only for fewer than 200 files
 ) -> pd.DataFrame: # a row a file, columns file_…; nan where a file gives no picture
     "What should mean nothing for a disease, measured on all files. ValueError for misfits."
-    from joblib import Parallel, delayed, parallel_config
+    from joblib import delayed
     if records is not None and len(records) != len(paths): raise ValueError(
         f"{len(paths)} paths, but {len(records)} records; row i must be about file i")
     names = [*measure_picture(np.zeros((3, 3), np.uint8)), "file_megabytes"]
     n_jobs = n_jobs or (1 if len(paths) < 200 else -1)
-    with parallel_config("loky", inner_max_num_threads=1):
-        rows = Parallel(n_jobs, batch_size=16)(delayed(measure_file)(p, rules) for p in paths)
+    rows = pool(n_jobs, batch_size=16)(delayed(measure_file)(p, rules) for p in paths)
     found = pd.DataFrame(rows, columns=names)
     for name, kind in (("bits", float), ("format", str)):
         if records is None or name not in records: continue

@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
-from ..parts.backbones import (
-    Backbone, cached_features, find_backbone, find_weights, load_weights, weights_checksum)
+from medstrat.parts.backbones import (
+    PACKAGED, Backbone, cached_features, find_backbone, find_weights, load_weights,
+    weights_checksum)
 from ..parts.features import Scaling
 from .method import Network, has_backbone, on_features
 from .parameters import Count, param
@@ -57,7 +58,8 @@ class BackboneNetwork(Network):
         if s.input_size < 32:
             raise ValueError(f"input_size={s.input_size}: backbones halve an image five times; give"
                              " at least 32 (112 or 224 are usual).")
-        find_backbone(s.backbone)
+        # timm takes a second to be imported
+        if s.backbone not in PACKAGED: find_backbone(s.backbone)
         find_weights(s.backbone, s.weights)   # an error before any image is read
 
 # %% ../../nbs/03_training/21_fronts.ipynb #1ffe67d3

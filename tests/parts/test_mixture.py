@@ -238,6 +238,25 @@ def test_starved_components_come_last():
     assert not fed or found.weights_.min() * 3 >= STARVED
 
 
+def test_starts_on_some_the_best_on_all(monkeypatch):
+    "As good as all starts on all, though each start has seen a quarter"
+    monkeypatch.setattr(mixture, "SEEN", 1000)
+    rng = np.random.default_rng(0)
+    Z = np.concatenate([rng.normal(c, s, (1000, 4)) for c, s in ((0, 1), (2, 0.5), (-2, 1.5), (4, 1))])
+    Z, sizes, real = rng.permutation(Z), [], mixture._one_start
+    def counted(mixture_, Z):
+        sizes.append(len(Z))
+        return real(mixture_, Z)
+    monkeypatch.setattr(mixture, "_one_start", counted)
+    found = fit_mixture(Z, 4, "full", 5, 0)
+    assert sizes == [1000] * 5
+    everywhere = GaussianMixture(4, n_init=5, random_state=0, reg_covar=1e-4).fit(Z)
+    assert found.score(Z) == pytest.approx(everywhere.score(Z), abs=1e-3)
+    # it did go on: the best of the starts, left as it was, is worse on all
+    monkeypatch.setattr(mixture, "_go_on", lambda found, Z: found)
+    assert fit_mixture(Z, 4, "full", 5, 0).score(Z) < found.score(Z)
+
+
 @pytest.mark.parametrize("kind", ["constant axis", "line", "duplicates", "tiny spread", "integers", "one per component", "long vectors"])
 @pytest.mark.parametrize("covariance", ["diag", "full"])
 def test_data_that_make_covariances_singular(kind, covariance):
