@@ -189,7 +189,7 @@ def jobs_of(a):
     for m in a.methods if "speed" in a.parts else ():
         for what in ("fit", "bare", "limit", *["ClustPy"] * (m in CLUSTPY)): add("speed", m, what)
     for i, network in enumerate(dict.fromkeys(METHODS[m] for m in a.methods) if "speed" in a.parts else ()):
-        for v in STEPS[:2] if a.small and i else STEPS: add("speed", "AE", "step", f"step, {v}", variant=v, network=network)
+        for v in STEPS[:2] if a.small else STEPS: add("speed", "AE", "step", f"step, {v}", variant=v, network=network)
     for m in a.growth if "growth" in a.parts else ():
         if METHODS[m] == "conv": [add("growth", m, "fit", "side", x=x, side=x, n=-(-a.images // 4)) for x in a.side]
         else: [add("growth", m, "fit", by, x=x, epochs=2, **{by.lower(): x}) for by in "NK" for x in vars(a)[by.lower()]]
