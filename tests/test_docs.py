@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from conftest import left_out
@@ -94,3 +95,11 @@ def test_classes_are_whole():
 
 
 def test_a_batch_passes_few_files(): assert runpy.run_path(str(root / "benchmarks" / "one_batch.py"))["main"]([]) is False
+
+
+def test_the_benchmark_measures_everything(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    assert runpy.run_path(str(root / "benchmarks" / "speed.py"))["main"](["--small", "--out", str(tmp_path)]) == 0
+    found = pd.read_csv(tmp_path / "speed.csv")
+    assert (tmp_path / "growth.png").exists() and set(found.part) == {"speed", "growth", "answers"}
+    assert set(found[found.value.isna()].note) == {"skipped: --peers none"}    # ClustPy and UMAP, and nothing else
