@@ -56,8 +56,8 @@ def uneven(y):  # rows
 
 def beginnings(a):
     from medstrat.methods.dec import DEC
-    from medstrat.methods.self_training import MOST, PARTS, information, merge
-    from medstrat.parts.mixture import fit_mixture
+    from medstrat.methods.self_training import PARTS, information, merge
+    from medstrat.parts.mixture import SEEN, fit_mixture
     from medstrat.training.batches import evenly
     for name in a.sets:
         x, y = images(name, "train")
@@ -67,7 +67,7 @@ def beginnings(a):
             Z, labels = net.transform(x).astype(np.float64), y
             if a.uneven: Z, labels = Z[rows := uneven(y)], y[rows]
             Z = (Z - Z.mean(0)) / Z.std()
-            some = Z[evenly(len(Z), MOST)]
+            some = Z[evenly(len(Z), SEEN)]
             for how, parts in PARTS.items():
                 for start in range(a.starts):
                     found = fit_mixture(some, parts * k, "full", 1, start)
