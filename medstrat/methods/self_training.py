@@ -9,7 +9,6 @@ __all__ = ['PARTS', 'MIXTURE_FROM', 'merge', 'information', 'mixture_clusters', 
 # %% ../../nbs/04_methods/05_self_training.ipynb #f61ba26f
 import numpy as np
 import torch
-from scipy.special import entr
 
 from .pretraining import distorted
 from ..parts.mixture import SEEN, check_distinct, fit_mixture, moments
@@ -17,6 +16,7 @@ from ..parts.schedules import OPTIMIZERS
 from ..parts.student import Target
 from ..training.batches import evenly
 from ..training.phases import Phase, Step, course
+from ..training.starts import certainty
 
 # %% ../../nbs/04_methods/05_self_training.ipynb #c0b8cdc8
 def merge(
@@ -35,7 +35,7 @@ def merge(
 # %% ../../nbs/04_methods/05_self_training.ipynb #45968fb1
 def information(r: np.ndarray) -> float:   # (N,K) → nats
     "Mutual information of images and clusters. Source: Krause, Perona & Gomes 2010, Eq. 2."
-    return float(entr(r.mean(0)).sum() - entr(r).sum(1).mean())
+    return float(certainty(r)["information"])
 
 # %% ../../nbs/04_methods/05_self_training.ipynb #b15476fc
 def mixture_clusters(

@@ -29,6 +29,7 @@ from ..vae.elbo import kl_normal, reparameterise
 # %% ../../nbs/04_methods/08_vade.ipynb #16979d4f
 _IDEC = dict(n_init=20, target="dec", target_gamma=2.0, update_interval="epoch", tol=0.001,
              optimizer="adam", lr_schedule="cosine")   # Source: DEC §3–4, IDEC §4.3
+_GAMMA = 0.1   # of the clustering term. Source: IDEC §4.3
 
 class VaDENetwork(VAENetwork):
     "A VAE whose prior is a mixture. Source: Jiang, Zheng, Tan, Tang & Zhou 2017; CDVaDE §2.1."
@@ -51,7 +52,7 @@ class VaDENetwork(VAENetwork):
         z = self.embed(batch.x)
         taught = at.memory.terms(self.log_q(z), batch.index)
         error = (self.decode(z, batch.told) - batch.x).square().mean()
-        return dict(loss=0.1 * taught["clustering"] + error, **taught, reconstruction=error)
+        return dict(loss=_GAMMA * taught["clustering"] + error, **taught, reconstruction=error)
 
     def log_q(self, z): return log_student_t(z, self.bank.Q)   # of the centres, as in DEC
 
