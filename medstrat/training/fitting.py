@@ -16,6 +16,7 @@ import torch
 
 from .batches import ImageBatches, evenly
 from .checkpoints import read_checkpoint, what_differs
+from .devices import buffers_kept
 from .inference import Engine, assign, embed, encode, responsibilities
 from .parameters import Settings, parameters
 from .phases import Block, NonFiniteLoss, Phase, Step
@@ -132,7 +133,8 @@ class Fit:
     def follow(self, recipe: list, resume=None):
         "Run steps and phases. After an interrupt, or `trouble` with a loss, only steps still run."
         at = None if resume is None else go_back(self, resume)
-        for stage in recipe: at = self.pass_through(stage, at, resume)
+        with buffers_kept():
+            for stage in recipe: at = self.pass_through(stage, at, resume)
         if at is not None:
             raise ValueError(f"{str(resume)!r} was written in the phase {at!r}, which this "
                              "training does not have. Train again.")

@@ -1,8 +1,12 @@
 "Devices: what PyTorch reports is obeyed, what is not there is refused, precision follows the processor."
+import platform
+import sys
+
+import numpy as np
 import pytest
 import torch
 
-from medstrat.training.devices import bfloat16_is_fast, pick_device, pick_precision
+from medstrat.training.devices import bfloat16_is_fast, buffers_kept, pick_device, pick_precision
 
 
 @pytest.mark.parametrize("asked", ["auto", "gpu", "cuda", "mps"])
@@ -24,3 +28,23 @@ def test_precision_follows_the_processor(flags, fast, monkeypatch):
     assert bfloat16_is_fast(cpu) is fast and pick_precision("auto", cpu) == ("bf16-mixed" if fast else "32-true")
     assert pick_precision("16-mixed", cpu) == "16-mixed"
     assert not bfloat16_is_fast(torch.device("mps")) and pick_precision("auto", torch.device("mps")) == "32-true"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library has no such limits")
+def test_buffers_are_kept_within_and_given_back_after():
+    import resource
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(8): np.ones(6_000_000)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    before = faults()
+    with pytest.raises(KeyError), buffers_kept():
+        assert faults() < before / 4
+        raise KeyError
+    assert faults() > before / 2
+
+
+def test_elsewhere_nothing_is_asked_of_the_c_library(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr("ctypes.CDLL", lambda *_: sys.exit("there is none"))
+    with buffers_kept(): pass
