@@ -201,6 +201,7 @@ def run(
     reading: Annotated[str | None, _option("Rules for reading the files, such as"
                                            " '{levels: range, size: 128}'.")] = None,
     vectors: Vectors = None,
+    n_train: Annotated[int | None, _option("Learn from so many images, drawn at random.")] = None,
     out: Annotated[Path, _option("Where the run's folder goes.")] = Path("runs"),
     data_dir: Annotated[Path | None, _option("Where data sets are; else the variable"
                                              " MEDSTRAT_DATA, else a cache folder.")] = None,
@@ -208,7 +209,8 @@ def run(
 ):
     "Fit one method to one data set, score it; a folder holds report, figures, scores and model."
     words = dict(model=model, dataset=dataset, seed=seed, preset=preset, on=on, target=target,
-                 table=table, key=key, reading=reading, vectors=vectors and str(vectors))
+                 table=table, key=key, reading=reading, vectors=vectors and str(vectors),
+                 n_train=n_train)
     with kernel() as manager:
         from medstrat.runs.requests import read_scalar
         words["group"] = read_scalar(group) if group else None

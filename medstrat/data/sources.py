@@ -290,6 +290,7 @@ def load_dataset(
     reading=None,          # Rules, or a dictionary of some: how files become pictures
     max_failed:float|None=None, # share of unreadable files that ends the reading; None: .05
     vectors=None,          # .npy, .npz, CSV, Parquet: features of the images, see Vectors
+    n_train:int|None=None, # learn from so many training images, drawn at random; None: all
 ) -> Splits: # parts that do not exist are None; `notices` tell what differs from the published set
     "Load a named set. ValueError: unknown name, unusable file; FileNotFoundError: nothing to load"
     of_vectors = key if table is None and vectors is not None else None   # whose column it is
@@ -306,7 +307,7 @@ def load_dataset(
     if target is not None: sets = parts_with_target(sets, target, gaps=parts.files is not None)
     splits = _complete(replace(parts, **sets), parts.group if group is None else group, carve_val)
     source = None if path is None else str(path.expanduser().resolve())
-    return replace(splits, source=source, checksum=checksum, files=parts.files,
+    return replace(splits.fewer(n_train), source=source, checksum=checksum, files=parts.files,
                    reading=parts.reading)
 
 # %% ../../nbs/00_data/08_sources.ipynb #a76f239a

@@ -61,6 +61,14 @@ class Splits:
         parts = {p: getattr(self, p) for p in self.split_names}
         return replace(self, **parts_with_target(parts, column))
 
+    def fewer(self, n:int|None) -> "Splits":
+        "At most n training images, drawn without regard to labels, always the same; None: all"
+        if n is None or n >= len(self.train): return self
+        if n < 1: raise ValueError(f"{n} training images are too few; give 1 or more, or None.")
+        rows = np.random.RandomState(0).permutation(len(self.train))[:n]
+        said = f"{n:,} of {len(self.train):,} training images, drawn at random"
+        return replace(self, train=self.train[np.sort(rows)], notices=(*self.notices, said))
+
 # %% ../../nbs/00_data/03_splits.ipynb #d2c8ba4a
 def parts_with_target(
     sets:dict,       # {part: ImageSet or None}

@@ -212,11 +212,12 @@ def start_run(
     key=None,        # its column that names the files; None: the one that fits
     reading=None,    # reading rules that differ from the usual ones, as a dictionary
     vectors=None,    # features of the images that were computed elsewhere, a file
+    n_train=None,    # learn from so many training images, drawn at random
     **parameters,    # hyper-parameters of the method
 ) -> Run:
     "Load, fit, embed, score. Unknown names, bad values, impossible folders fail before that."
     request = Request(model, dataset, seed, preset, on, parameters, data_dir, target, group,
-                      table, key, reading, vectors)
+                      table, key, reading, vectors, n_train)
     estimator, clock = request.estimator(), Clock()
     if folder is None: folder = claim_folder(out, run_name(request, estimator))
     else: folder = _take(Path(folder))

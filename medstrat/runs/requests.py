@@ -56,11 +56,11 @@ def read_value(
         raise ValueError(f"cannot read the value {name}={value!r}: {why}.") from None
 
 # %% ../../nbs/06_runs/00_requests.ipynb #f7dd55d0
-def whole_number(seed) -> int:
-    "A seed as an int; ValueError for what is none."
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f"seed={seed!r} must be a whole number ≥ 0.")
-    return int(seed)
+def whole_number(value, name="seed", least=0) -> int:
+    "As an int; ValueError for what is none, or too small."
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name}={value!r} must be a whole number ≥ {least}.")
+    return int(value)
 
 # %% ../../nbs/06_runs/00_requests.ipynb #efd80ab7
 def given_parameters(cls, asked: dict) -> dict:
@@ -87,6 +87,7 @@ class Request:
     key: str | None = None     # its column that names the files; None: the one that fits
     reading: Any = None        # reading rules that differ from the usual ones, as a dictionary
     vectors: str | None = None # features of the images, a file: .npy, .npz, CSV, Parquet
+    n_train: int | None = None # learn from so many training images, drawn at random; None: all
     side: int | None = field(default=None, init=False)  # of the images that the method works with
 
     def estimator(self):
@@ -111,6 +112,7 @@ class Request:
         if not isinstance(self.reading, (dict, type(None))): raise ValueError(
             f"reading={self.reading!r} must be a dictionary, such as {{levels: range, size: 128}}.")
         Rules.from_dict(self.reading or {})
+        if self.n_train is not None: whole_number(self.n_train, "n_train", 1)
         if self.vectors is not None: vectors_file(self.vectors)
         key = self.key if self.vectors is None or self.table is not None else None
         self.place = with_options(find_source(self.dataset, data_dir=self.data_dir), self.dataset,
@@ -118,15 +120,16 @@ class Request:
 
     def data(self) -> dict: # arguments for load_dataset, after `estimator`
         "How the set is loaded."
-        words = dict(data_dir=self.data_dir, target=self.target, group=self.group)
+        words = dict(data_dir=self.data_dir, target=self.target, group=self.group,
+                     n_train=self.n_train)
         if self.vectors is not None: words |= dict(vectors=self.vectors, key=self.key)
         if "reading" not in self.place.source.options: return words
         size = {} if self.side is None else dict(size=self.side)
         return words | dict(table=self.table, key=self.key, reading=size | (self.reading or {}))
 
-    def words(self) -> dict: # parameters, target, group, table, key, reading, vectors
+    def words(self) -> dict: # parameters, target, group, table, key, reading, vectors, n_train
         "What differs from the preset, and from the set as it is."
-        names = "target", "group", "table", "key", "reading", "vectors"
+        names = "target", "group", "table", "key", "reading", "vectors", "n_train"
         return self.parameters | {k: v for k in names if (v := getattr(self, k)) is not None}
 
 # %% ../../nbs/06_runs/00_requests.ipynb #600520ff

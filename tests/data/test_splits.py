@@ -135,3 +135,14 @@ def test_parts_of_a_memory_map_are_all_of_it(tmp_path):
     np.save(tmp_path / "x.npy", grey(100))
     s = ImageSet(np.load(tmp_path / "x.npy", mmap_mode="r"), {"label": np.arange(100) % 2}, target="label")
     assert sum(len(getattr(split(s), p)) for p in ("train", "val", "test")) == 100
+
+
+def test_fewer_training_images_are_always_the_same_and_say_so():
+    s = ImageSet(grey(50), {"label": np.arange(50) % 2, "row": np.arange(50)}, target="label")
+    parts = Splits("s", s[:40], None, s[40:])
+    few, again = parts.fewer(10), parts.fewer(10)
+    rows = few.train.column("row").to_numpy()
+    assert len(set(rows)) == 10 and (np.diff(rows) > 0).all() and (rows == again.train.column("row")).all() and rows.max() > 20
+    assert len(few.test) == 10 and few.notices == ("10 of 40 training images, drawn at random",)
+    assert all(parts.fewer(n) is parts for n in (None, 40, 99))
+    with pytest.raises(ValueError, match="0 training images are too few"): parts.fewer(0)

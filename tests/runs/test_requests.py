@@ -42,3 +42,10 @@ def test_folders_are_claimed_by_one_only(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
     with ThreadPoolExecutor(8) as pool: claimed = list(pool.map(lambda _: claim_folder(tmp_path, "x"), range(40)))
     assert len(set(claimed)) == 40
+
+
+def test_fewer_training_images(tmp_path):
+    asked = Request("pixels + k-means", n_train=100)
+    assert run_name(asked, asked.estimator()) == "pixels-k-means-digits-best-seed0-n_train=100" and asked.data()["n_train"] == 100
+    for wrong in (0, "many", True, 2.5):
+        with pytest.raises(ValueError, match=r"n_train=.* must be a whole number ≥ 1"): Request("pixels + k-means", n_train=wrong).estimator()
