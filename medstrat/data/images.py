@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from .arrays import as_images, as_vectors, resize
+from .arrays import as_images, as_vectors, evenly, resize
 from .names import did_you_mean
 
 # %% ../../nbs/00_data/02_images.ipynb #bdc723da
@@ -182,21 +182,16 @@ def _description(s:ImageSet) -> pd.DataFrame: # one row; column groups set, coun
     row |= {("values", str(c)): s.table[c].nunique() for c in s.table if c != s.target}
     return pd.DataFrame([list(row.values())], [s.name], pd.MultiIndex.from_tuples(row))
 
-# %% ../../nbs/00_data/02_images.ipynb #b28350d9
-def _evenly(rows:np.ndarray, n:int) -> np.ndarray:
-    "`n` of `rows` (or all, when fewer), at even distances"
-    return rows[np.linspace(0, len(rows) - 1, min(n, len(rows))).round().astype(int)]
-
 # %% ../../nbs/00_data/02_images.ipynb #3ecd7c32
 def _show_rows(s:ImageSet, by, n:int) -> list: # [(text, row numbers)]
     "What `show` draws: an entry a value of column `by`; without a column, four unnamed rows"
     if by is None:
-        some = _evenly(np.arange(len(s)), 4*n)
+        some = evenly(len(s), 4*n)
         return [("", rows) for rows in np.array_split(some, min(4, -(-len(s)//n)))]
     values = s.column(by)
     names = s.classes if by == s.target else {}
     groups = sorted(values.groupby(values).indices.items())
-    return [(f"{names.get(v, v)}\nn = {len(rows)}", _evenly(rows, n)) for v, rows in groups]
+    return [(f"{names.get(v, v)}\nn = {len(rows)}", rows[evenly(len(rows), n)]) for v, rows in groups]
 
 # %% ../../nbs/00_data/02_images.ipynb #03e51199
 def _white(images): return 255 if images.dtype == np.uint8 else 1

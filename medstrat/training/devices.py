@@ -41,11 +41,11 @@ _MMAP, _TRIM, _USUAL = -3, -1, 128 << 10   # mallopt's numbers, and both limits 
 
 @contextmanager
 def buffers_kept():
-    "Freed buffers up to 256 MB stay with the process, so that the next step has them (glibc)."
+    "Freed buffers up to 64 MB stay with the process, so that the next step has them (glibc)."
     libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
     def limits(largest, free):
         if libc is not None: libc.mallopt(_MMAP, largest), libc.mallopt(_TRIM, free)
-    limits(256 << 20, 512 << 20)
+    limits(64 << 20, 256 << 20)
     try: yield
     finally:
         limits(_USUAL, _USUAL)

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .batches import ImageBatches, evenly
+from ..data.arrays import evenly
+from .batches import ImageBatches
 from .checkpoints import read_checkpoint, what_differs
 from .devices import buffers_kept
 from .inference import Engine, assign, embed, encode, responsibilities

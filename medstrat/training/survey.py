@@ -12,7 +12,7 @@ import warnings
 import numpy as np
 import torch
 
-from .batches import evenly
+from ..data.arrays import evenly
 from .inference import over_inputs
 from .method import Network, Told
 from .parameters import parameters
