@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..training.parameters import RENAMED, parameters
 from ..training.registry import list_methods
+from ..training.seeds import over_seeds
 
 # %% ../../nbs/06_runs/02_tables.ipynb #d5512e8f
 COLUMNS = ("run", "made", "commit", "protocol", "model", "dataset", "source", "checksum",
@@ -76,7 +77,7 @@ TEXTS = {k: str for k in (*COLUMNS, *MACHINE) if k not in NUMBERS}
 
 def _stored(path: Path) -> pd.DataFrame:
     "A table of runs, from its file; ValueError for what is none."
-    runs = pd.read_csv(path, dtype=TEXTS, keep_default_na=False, na_values=[""], float_precision="round_trip")
+    runs = pd.read_csv(path, dtype=TEXTS, keep_default_na=False, na_values=[""])
     if lacks := [k for k in COLUMNS if k not in runs]:
         raise ValueError(f"{str(path)!r} is not a table of runs: it has no column {lacks[0]!r}."
                          " Give one that `tidy` has made, or a folder of runs.")
@@ -108,13 +109,6 @@ def read_runs(
 SCORES = ("stat_accuracy", "knn_accuracy", "probe_accuracy", "stat_balanced_accuracy",
           "nmi", "ari", "active_clusters", "majority_rate")
 
-# %% ../../nbs/06_runs/02_tables.ipynb #9fd71c9a
-def _mean_and_spread(x: pd.Series, digits: int) -> str:
-    "Mean ± standard deviation; a single value has none, no value is a dash."
-    if x.isna().all(): return "–"
-    spread = f" ± {x.std(ddof=1):.{digits}f}" if x.count() > 1 else ""
-    return f"{x.mean():.{digits}f}{spread}"
-
 # %% ../../nbs/06_runs/02_tables.ipynb #ec3a3317
 def compare(
     runs: pd.DataFrame,  # from read_runs
@@ -130,8 +124,7 @@ def compare(
         f" {sorted(runs.protocol.unique())}; compare like with like.")
     runs = runs[~runs.interrupted.astype(bool)].drop_duplicates([*by, "seed"], keep="last")
     runs = runs.reindex(columns=list(dict.fromkeys([*runs, *scores])))
-    groups = runs.groupby(list(by), sort=False, dropna=False)
-    return groups[list(scores)].agg(_mean_and_spread, digits).assign(seeds=groups.size())
+    return over_seeds(runs, by, scores, digits)
 
 # %% ../../nbs/06_runs/02_tables.ipynb #1ab2de59
 FACTS = ("model", "dataset", "preset", "seed", "protocol", "interrupted", "parameters",
@@ -145,7 +138,7 @@ def _curves(place: Path, folders) -> dict:
         return {folder: pd.read_csv(path) for folder, path in paths.items() if path.exists()}
     path = place.parent / "arrays" / f"{place.stem}-label_efficiency.csv.gz"
     if not path.exists(): return {}
-    rows = pd.read_csv(path, float_precision="round_trip")
+    rows = pd.read_csv(path)
     return {run: part.drop(columns="run") for run, part in rows.groupby("run")}
 
 # %% ../../nbs/06_runs/02_tables.ipynb #af22c062
