@@ -4,18 +4,15 @@
 
 # %% auto #0
 __all__ = ['app', 'Parameter', 'Vectors', 'Table', 'Key', 'Patient', 'MaxFailed', 'Pseudonymise', 'KeyFile', 'Jobs', 'CacheDir',
-           'notebook_path', 'parse_parameters', 'kernel', 'RunFailed', 'unfinished', 'execute', 'run', 'stratify',
-           'assign', 'models', 'datasets', 'table', 'main']
+           'parse_parameters', 'run', 'stratify', 'assign', 'models', 'datasets', 'table', 'main']
 
 # %% ../nbs/11_cli.ipynb #d9877567
-import os
-import signal
-import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from .runs.executing import RunFailed, execute, kernel, unfinished
 
 app = typer.Typer(
     help="Deep generative clustering of medical images.",
@@ -24,17 +21,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-# %% ../nbs/11_cli.ipynb #63f2ed08
-def notebook_path(name: str = "07_experiments") -> Path:
-    "A notebook: the installed package's copy, or the checkout's original."
-    import medstrat
-    here = Path(medstrat.__file__).parent
-    places = here / "_notebooks", here.parent / "nbs"
-    for place in places:
-        if (place / f"{name}.ipynb").exists(): return place / f"{name}.ipynb"
-    raise FileNotFoundError(f"the notebook {name}.ipynb is neither in {places[0]} nor in {places[1]}. Install medstrat"
-                            " again.")
 
 # %% ../nbs/11_cli.ipynb #a79789ed
 def parse_parameters(
@@ -46,93 +32,6 @@ def parse_parameters(
         raise ValueError(f"cannot read the parameter {wrong[0]!r};"
                          " write -p name=value, for example -p latent_dim=16.")
     return {k.strip(): read_scalar(v) for k, _, v in (p.partition("=") for p in pairs)}
-
-# %% ../nbs/11_cli.ipynb #4b16f177
-# modules that every run needs, then a kernel as Jupyter starts it
-_LOADED_FIRST = (
-    "import medstrat.runs.records, medstrat.parts.figures, medstrat.training.loop, warnings;"
-    " from ipykernel import kernelapp; warnings.formatwarning = lambda said, *_, **__: f'medstrat: {said}\\n';"
-    " kernelapp.launch_new_instance()"
-)
-
-def _manager():
-    "A kernel manager that knows one kernel: the running interpreter."
-    from jupyter_client.kernelspec import KernelSpec
-    from jupyter_client.manager import KernelManager
-    argv = [sys.executable, "-c", _LOADED_FIRST, "--log-level=CRITICAL", "-f", "{connection_file}"]
-    class ThisPython(KernelManager): kernel_spec = KernelSpec(argv=argv, language="python")
-    return ThisPython(client_class="jupyter_client.asynchronous.AsyncKernelClient")
-
-# %% ../nbs/11_cli.ipynb #e9f76c44
-@contextmanager
-def kernel():
-    "A Jupyter kernel, loading what every run needs while its caller goes on; ended on leaving."
-    manager, before = _manager(), signal.signal(signal.SIGTERM, _leave)
-    manager.start_kernel(extra_arguments=["--HistoryManager.hist_file=:memory:"],
-                         env={"GOMP_SPINCOUNT": "20000"} | os.environ)
-    try: yield manager
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        manager.shutdown_kernel(now=True)
-
-def _leave(number, frame): raise SystemExit(128 + number)
-
-# %% ../nbs/11_cli.ipynb #21cb40ca
-@contextmanager
-def _signals_go_to_the_kernel():
-    "Hand Ctrl-C and SIGTERM on to the kernel; yields the set of the signals that came."
-    import psutil
-    received = set()
-    def forward(number, frame):
-        received.add(number)
-        for child in psutil.Process().children(): child.send_signal(number)
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
-    try: yield received
-    finally:
-        for number, handler in previous.items(): signal.signal(number, handler)
-
-# %% ../nbs/11_cli.ipynb #ed9f334f
-def _papermill(name, report, parameters, manager):
-    "Execute the notebook in the manager's kernel. papermill warns of what the notebook checks itself."
-    import logging
-    import papermill
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    papermill.execute_notebook(
-        str(notebook_path(name)), str(report), parameters=parameters, progress_bar=False, kernel_name="python3",
-        km=manager, start_timeout=600, stderr_file=sys.stderr, log_output=False,
-    )
-
-# %% ../nbs/11_cli.ipynb #eed87b2f
-class RunFailed(Exception):
-    "A cell of a notebook failed."
-
-def unfinished(folder: Path) -> Path:
-    "The executed notebook, until the folder of its results is there."
-    return folder.with_name(f"{folder.name}.unfinished.ipynb")
-
-def execute(
-    parameters: dict,
-    folder: Path,  # that the notebook makes
-    manager,       # of the kernel
-    name: str = "07_experiments",   # of the notebook
-    report: str = "report.ipynb",   # what its executed copy is called in the folder
-) -> Path:         # the folder
-    "Run a notebook; its executed copy goes into the folder of its results."
-    import papermill
-    so_far = unfinished(folder)
-    with _signals_go_to_the_kernel() as received:
-        try: _papermill(name, so_far, parameters, manager)
-        except papermill.PapermillExecutionError as e:
-            if received and e.ename in ("Interrupted", "KeyboardInterrupt"):
-                typer.echo(f"medstrat: {e.evalue or 'stopped'}", err=True)
-                raise SystemExit(128 + max(received)) from None
-            raise RunFailed(f"{e.ename}: {e.evalue} (The notebook so far: {so_far})") from None
-        except Exception:
-            if not received or manager.is_alive(): raise
-            raise SystemExit(128 + max(received)) from None # the kernel has gone, as it was told to
-    if signal.SIGTERM in received: raise SystemExit(128 + signal.SIGTERM)
-    so_far.rename(folder / report)
-    return folder
 
 # %% ../nbs/11_cli.ipynb #137249ef
 def _request(words, pairs, out, data_dir):
