@@ -96,10 +96,14 @@ def _papermill(name, report, parameters, manager, aloud):
 
 # %% ../../nbs/06_runs/11_executing.ipynb #a8f226b6
 class RunFailed(Exception):
-    "A cell of a notebook failed; `traceback` is that of the cell."
-    def __init__(self, said: str, traceback: str = ""):
-        super().__init__(said)
-        self.traceback = traceback
+    "A cell of a notebook failed."
+    def __init__(self,
+        said: str,            # what went wrong, in a line
+        so_far: Path,         # the notebook as far as it was executed
+        traceback: str = "",  # of the cell
+    ):
+        super().__init__(f"{said} (The notebook so far: {so_far})")
+        self.said, self.so_far, self.traceback = said, so_far, traceback
 
 def unfinished(folder: Path) -> Path:
     "The executed notebook, until the folder of its results is there."
@@ -109,11 +113,10 @@ def unfinished(folder: Path) -> Path:
 def _failed(error, so_far: Path) -> RunFailed:
     "What papermill says of a cell, in one line and in full."
     from papermill.exceptions import strip_color
-    return RunFailed(f"{error.ename}: {error.evalue} (The notebook so far: {so_far})",
-                     strip_color("\n".join(error.traceback)))
+    return RunFailed(f"{error.ename}: {error.evalue}", so_far, strip_color("\n".join(error.traceback)))
 
-DIED = ("the process of the notebook has ended in the middle of it: too little memory, a fault of a library, or somebody"
-        " has ended it.")
+DIED = ("the process of the notebook has ended in the middle of it: too little memory, a fault of a library, or"
+        " somebody has ended it.")
 
 # %% ../../nbs/06_runs/11_executing.ipynb #7f71032f
 def execute(
@@ -137,7 +140,7 @@ def execute(
             raise _failed(e, so_far) from None
         except Exception:
             if manager.is_alive(): raise
-            if not received: raise RunFailed(f"{DIED} (The notebook so far: {so_far})") from None
+            if not received: raise RunFailed(DIED, so_far) from None
             raise SystemExit(128 + max(received)) from None # it has gone, as it was told to
     if signal.SIGTERM in received: raise SystemExit(128 + signal.SIGTERM)
     so_far.rename(folder / report)
