@@ -174,7 +174,8 @@ def study_run(
 def study_table(
     place: Annotated[str, typer.Argument(help="A study; or a folder of runs, or its table.")],
     format: Annotated[str, _option("text, csv or latex.")] = "text",
-    against: Annotated[str | None, _option("A method: differences from it on the same seeds.")] = None,
+    against: Annotated[str | None, _option("A method: differences from it, on the same"
+                                           " seeds.")] = None,
     out: Annotated[Path | None, _option("Folder of the runs; else runs/NAME.")] = None,
     rows: Annotated[bool, _option("One row a run, as CSV.", "--rows")] = False,
     data_dir: Data = None,
@@ -185,7 +186,7 @@ def study_table(
     from medstrat.runs.tables import tidy
     plain = Path(place).is_dir() or Path(place).suffix == ".csv"
     study = None if plain else read_study(place, data_dir)
-    folder = Path(place) if plain else folder_of(study, out)
+    folder = Path(place) if study is None else folder_of(study, out)
     typer.echo(tidy(folder).to_csv(index=False) if rows else table(study, folder, against, format))
 
 # %% ../nbs/11_cli.ipynb #c6a1af03
@@ -209,8 +210,9 @@ def grid(
     from medstrat.runs.requests import read_scalar
     from medstrat.runs.studies import make_study
     several = lambda text: [part.strip() for part in text.split(",")]
+    given, numbers = parse_parameters(parameter or []), [read_scalar(s) for s in several(seeds)]
     asked = dict(model=several(models), dataset=several(datasets), preset=several(preset), on=on,
-                 seed=[read_scalar(s) for s in several(seeds)], parameters=parse_parameters(parameter or []))
+                 seed=numbers, parameters=given)
     _study(make_study(asked, "grid", data_dir=data_dir), out, jobs, dask, retry, dry_run, figures)
 
 # %% ../nbs/11_cli.ipynb #b1cc7dd3

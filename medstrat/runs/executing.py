@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 # %% ../../nbs/06_runs/11_executing.ipynb #3d82b56f
@@ -70,10 +70,11 @@ def _leave(number, frame): raise SystemExit(128 + number)
 
 # %% ../../nbs/06_runs/11_executing.ipynb #9d2126de
 @contextmanager
-def _signals_go_to_the_kernel():
+def _signals_go_to_the_kernel(forwarded: bool):
     "Hand Ctrl-C and SIGTERM on to the kernel; yields the set of the signals that came."
     import psutil
-    received = set()
+    received: set = set()
+    if not forwarded: yield received; return
     def forward(number, frame):
         received.add(number)
         for child in psutil.Process().children(): child.send_signal(number)
@@ -130,8 +131,7 @@ def execute(
     "Run a notebook; its executed copy goes into the folder of its results. RunFailed."
     import papermill
     so_far = unfinished(folder)
-    signals = forward and _in_main_thread()
-    with _signals_go_to_the_kernel() if signals else nullcontext(set()) as received:
+    with _signals_go_to_the_kernel(forward and _in_main_thread()) as received:
         try: _papermill(name, so_far, parameters, manager, forward)
         except papermill.PapermillExecutionError as e:
             if received and e.ename in ("Interrupted", "KeyboardInterrupt"):
@@ -153,7 +153,7 @@ class KeptKernel:
 
     def __init__(self,
         cwd=None,      # folder in which notebooks run; None: the present one
-        env: dict = {},  # variables of its environment that differ from this process's
+        env=(),        # dictionary: variables of its environment that differ from this process's
     ):
         self.cwd, self.env = cwd, dict(env)
         self.manager, self.used = None, 0

@@ -24,7 +24,8 @@ from filelock import FileLock, Timeout
 from .executing import KeptKernel, RunFailed
 from .requests import partial
 from medstrat.runs.studies import (
-    Study, estimates, failure, is_finished, lock_of, make_study, read_study, recorded_seconds, state_of, status,
+    Study, estimates, failure, is_finished, lock_of, make_study, read_study, recorded_seconds,
+    state_of, status,
 )
 
 # %% ../../nbs/06_runs/13_queue.ipynb #d035a703
@@ -163,7 +164,8 @@ def _workers(n_jobs, dask):
     more = dict(return_as="generator_unordered", batch_size=1)
     if dask is not None:
         from distributed import Client
-        with Client(dask) as client, parallel_config("dask", client=client, wait_for_workers_timeout=60):
+        cluster = dict(backend="dask", wait_for_workers_timeout=60)
+        with Client(dask) as client, parallel_config(client=client, **cluster):
             try: yield lambda: Parallel(-1, pre_dispatch="all", **more)
             finally: client.run(end_kernels, on_error="ignore")
         return
@@ -281,8 +283,8 @@ def run_study(
     for part in (".locks", ".cache"): (out / part).mkdir(parents=True, exist_ok=True)
     if retry: forget_failures(study, out)
     jobs = min(effective_n_jobs(n_jobs or len(gpus()) or -1), len(study.cells))
-    how = How(str(out), os.getcwd(), threads_for(len(study.cells), cpu_count()), figures, os.getpid(),
-              os.environ.get("MEDSTRAT_DATA", ""))
+    how = How(str(out), os.getcwd(), threads_for(len(study.cells), cpu_count()), figures,
+              os.getpid(), os.environ.get("MEDSTRAT_DATA", ""))
     progress = Progress(study, out, jobs)
     with _workers(jobs, dask) as parallel, _shown(progress):
         _rounds(study.cells, how, parallel, progress.told)

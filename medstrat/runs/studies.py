@@ -153,9 +153,9 @@ def find_study(place) -> Path:
     "The file of a study. FileNotFoundError lists the names that are known."
     path = Path(place)
     if path.is_file(): return path
-    known = {p.stem: p for folder in reversed(studies_folders()) for p in sorted(folder.glob("*.yaml"))}
-    if path.suffix in ("", ".yaml") and path.stem in known and path.parent in (Path(), Path("studies")):
-        return known[path.stem]
+    folders, named = reversed(studies_folders()), path.parent in (Path(), Path("studies"))
+    known = {p.stem: p for folder in folders for p in sorted(folder.glob("*.yaml"))}
+    if named and path.suffix in ("", ".yaml") and path.stem in known: return known[path.stem]
     raise FileNotFoundError(f"there is no study {str(place)!r}.{did_you_mean(path.stem, known)}"
                             f" Give a .yaml file, or one of: {', '.join(known) or 'none is here'}.")
 
@@ -228,13 +228,14 @@ def status(
 ) -> pd.DataFrame:  # one row a cell: its facts, state, and the seconds that it will take
     "How a study stands."
     rows = [{"run": c.name, **c.facts, "state": state_of(folder, c.name)} for c in study.cells]
-    return pd.DataFrame(rows).assign(seconds=estimates(study.cells, recorded_seconds(study, folder)))
+    seconds = estimates(study.cells, recorded_seconds(study, folder))
+    return pd.DataFrame(rows).assign(seconds=seconds)
 
 # %% ../../nbs/06_runs/12_studies.ipynb #2e305f86
 KEYS = "model", "dataset", "preset", "seed", "scored_on", "parameters"
 
 def _recorded(place) -> list:  # of dictionaries
-    "The finished runs of a place; none where there is no such place. Interrupted runs do not count."
+    "The finished runs of a place, if it is there. Interrupted runs do not count."
     if place is None or not Path(place).exists(): return []
     runs = read_runs(place)
     if runs.empty: return []
@@ -248,8 +249,9 @@ def cell_rows(
     "What is known of each cell. ValueError: several versions of the protocol."
     kept = None if study.path is None else Path(study.path).with_suffix(".csv")
     found = _recorded(kept) + _recorded(folder)   # the folder's go before
-    by_name, by_key = {r["run"]: r for r in found}, {tuple(r[k] for k in KEYS): r for r in found}
-    known = [by_name.get(c.name) or by_key.get(tuple(c.facts[k] for k in KEYS)) for c in study.cells]
+    key = lambda facts: tuple(facts[k] for k in KEYS)
+    by_name, by_key = {r["run"]: r for r in found}, {key(r): r for r in found}
+    known = [by_name.get(c.name) or by_key.get(key(c.facts)) for c in study.cells]
     rows = pd.DataFrame([{**c.facts, **(r or {}), "run": c.name, "missing": r is None}
                          for c, r in zip(study.cells, known)])
     return one_protocol(rows)
@@ -337,7 +339,8 @@ def as_difference(x: dict, digits: int = 3) -> str:
     if not x.get("pairs", 0) > 0: return "–"
     number = lambda v: f"{v:+.{digits}f}"
     if x["pairs"] == 1: return number(x["difference"])
-    return f"{number(x['difference'])} [{number(x['difference_low'])}, {number(x['difference_high'])}]"
+    low, high = number(x["difference_low"]), number(x["difference_high"])
+    return f"{number(x['difference'])} [{low}, {high}]"
 
 # %% ../../nbs/06_runs/12_studies.ipynb #4a081a7d
 def for_eyes(summary: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
@@ -378,7 +381,9 @@ def table(
     "What a study has found, or the runs of a folder. ValueError: none yet, or several protocols."
     if study is not None: rows = cell_rows(study, folder)
     else: rows = pd.DataFrame(_recorded(folder)).assign(missing=False)
-    if rows.empty or rows.missing.all(): raise ValueError(f"there are no finished runs in {str(folder)!r}."
+    if rows.empty or rows.missing.all(): raise ValueError(
+        f"there are no finished runs in {str(folder)!r}."
         " Make some with `medstrat study run`, or look into another folder.")
     said = {} if study is None else study.compare
-    return write_table(summarise(rows, said.get("scores", SCORES), said.get("by", BY), against), format)
+    scores, by = said.get("scores", SCORES), said.get("by", BY)
+    return write_table(summarise(rows, scores, by, against), format)
