@@ -1,4 +1,4 @@
-"""Metadata from settings.ini (nbdev's file); the notebooks that the command executes travel inside the wheel."""
+"""Metadata from settings.ini (nbdev's file); the notebooks that the command executes and the studies travel inside the wheel."""
 import shutil
 from configparser import ConfigParser
 from pathlib import Path
@@ -12,16 +12,19 @@ parser.read(root / "settings.ini")
 cfg = parser["DEFAULT"]
 
 class build_with_notebook(build_py):
-    """Copy the notebooks that `medstrat run` and `medstrat stratify` execute to `medstrat/_notebooks/`."""
+    """Copy the notebooks that `medstrat run` and `medstrat stratify` execute to `medstrat/_notebooks/`, the studies to `medstrat/_studies/`."""
 
     def run(self):
         super().run()
         if self.editable_mode: return                 # an editable install reads nbs/ itself
-        target = Path(self.build_lib) / "medstrat" / "_notebooks"
-        target.mkdir(parents=True, exist_ok=True)
-        for name in ("07_experiments", "09_stratify"): shutil.copy(root / "nbs" / f"{name}.ipynb", target)
+        notebooks = [root / "nbs" / f"{name}.ipynb" for name in ("07_experiments", "09_stratify")]
+        studies = [p for p in sorted((root / "studies").glob("*")) if p.suffix in (".yaml", ".csv")]
+        for folder, files in dict(_notebooks=notebooks, _studies=studies).items():
+            target = Path(self.build_lib) / "medstrat" / folder
+            target.mkdir(parents=True, exist_ok=True)
+            for path in files: shutil.copy(path, target)
 
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("tables", "dicom")}
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("tables", "dicom", "dask")}
 
 setup(
     version=cfg["version"],

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from conftest import ENV
 
-from medstrat import cli
+from medstrat.runs.executing import LOADED_FIRST
 from medstrat.runs.stratify import write_example
 
 COMMAND = [sys.executable, "-c", "from medstrat.cli import main; main()"]
@@ -79,7 +79,7 @@ def test_an_error_inside_the_notebook_leaves_no_half_folder(place):
 
 
 def test_a_warning_in_the_notebook_is_a_line_for_a_reader():
-    code = cli._LOADED_FIRST.replace("kernelapp.launch_new_instance()", "warnings.warn('one cluster is empty')")
+    code = LOADED_FIRST.replace("kernelapp.launch_new_instance()", "warnings.warn('one cluster is empty')")
     got = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True)
     assert got.stderr == "medstrat: one cluster is empty\n" and got.returncode == 0
 

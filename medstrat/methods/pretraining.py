@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .. import __version__
-from ..data.hashing import checksum
+from ..data.hashing import checksum, one_at_a_time
 from ..parts.augmentation import Augmentation, augmenter
 from ..parts.schedules import learning_rate_factor
 from ..training.parameters import Epochs, Positive, Share, param, parameters
@@ -142,7 +142,8 @@ def pretraining(
     whole = Phase("pretrain", share(s.pretrain_epochs), loss, learns=("encoder", "decoder"),
                   stream=len(layers), **more)
     what = {k: getattr(s, k) for k in reads} | dict(loss=f"{loss.__module__}.{loss.__qualname__}")
-    return Block([*layers, whole], partial(take_over, what), partial(keep, what))
+    alone = lambda fit: one_at_a_time(cache_file(what, fit))
+    return Block([*layers, whole], partial(take_over, what), partial(keep, what), alone)
 
 # %% ../../nbs/04_methods/01_pretraining.ipynb #0699b40b
 PARTS = ("encoder.", "decoder.", "log_sigma")

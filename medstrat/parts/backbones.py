@@ -22,7 +22,7 @@ from torch import nn
 
 from .. import __version__
 from ..data.arrays import as_images
-from ..data.hashing import checksum, is_whole, seal
+from ..data.hashing import checksum, is_whole, one_at_a_time, seal
 from ..data.names import did_you_mean
 from ..vae.networks import to_network
 
@@ -261,10 +261,11 @@ def cached_features(
     if cache_dir is not None:
         path = Path(cache_dir) / f"features-{key}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
-    if (found := _recent.pop(key, None)) is None and path is not None:
-        found = _read_features(path, (len(images), backbone.n_features))
-    if found is None: found = compute_features(backbone, images, half, verbose)
-    if path is not None and not path.exists(): _write_features(path, found)
+    with one_at_a_time(path):
+        if (found := _recent.pop(key, None)) is None and path is not None:
+            found = _read_features(path, (len(images), backbone.n_features))
+        if found is None: found = compute_features(backbone, images, half, verbose)
+        if path is not None and not path.exists(): _write_features(path, found)
     found.flags.writeable = False
     _recent[key] = found
     while sum(z.nbytes for z in _recent.values()) > MEMORY: _recent.popitem(last=False)

@@ -47,6 +47,7 @@ class Run:
     label_efficiency: pd.DataFrame | None = None   # the probe's scores with few labels
     missing: dict = field(default_factory=dict)    # what could not be computed or drawn → why
     record: dict = field(default_factory=dict)     # the content of run.json
+    figures: bool = True                           # False: none are drawn
 
     @property
     def partial(self) -> Path: return partial(self.folder)
@@ -66,7 +67,8 @@ class Run:
             print(f"{what.replace('_', ' ')}: left out ({e})")
 
     def figure(self, name: str, draw):
-        "Draw a figure, save it as `name`.png, return the picture to show; None: it failed."
+        "Draw a figure, save it as `name`.png, return the picture to show; None: there is none."
+        if not self.figures: return None
         def work():
             from IPython.display import Image
             path = self.partial / f"{name}.png"
@@ -238,6 +240,7 @@ def start_run(
     reading=None,    # reading rules that differ from the usual ones, as a dictionary
     vectors=None,    # features of the images that were computed elsewhere, a file
     n_train=None,    # learn from so many training images, drawn at random
+    figures=True,    # False: `Run.figure` draws none
     **parameters,    # hyper-parameters of the method
 ) -> Run:
     "Load, fit, embed, score. Unknown names, bad values, impossible folders fail before that."
@@ -257,7 +260,7 @@ def start_run(
         partial(folder).rmdir() # nothing is in it: others may have the name
         raise
     clock("fit")
-    run = Run(request, folder, splits, estimator)
+    run = Run(request, folder, splits, estimator, figures=figures)
     estimator.save(run.partial / "model.safetensors")
     estimator.history_.to_csv(run.partial / "history.csv", index=False)
     return _score(run, clock)

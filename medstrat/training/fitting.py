@@ -146,9 +146,11 @@ class Fit:
             if at is None or stage.always: stage.do(self)
         elif isinstance(stage, Block):
             elsewhere = at is not None and at not in [phase.name for phase in stage.phases]
-            if elsewhere or at is None and stage.fetch(self): return at
-            for phase in stage.phases: at = self.pass_through(phase, at, resume)
-            stage.keep(self)
+            if elsewhere: return at
+            with stage.alone(self):
+                if at is None and stage.fetch(self): return at
+                for phase in stage.phases: at = self.pass_through(phase, at, resume)
+                stage.keep(self)
         elif at in (None, stage.name):
             self.train(stage, None if at is None else resume)
             return None

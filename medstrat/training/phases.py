@@ -8,6 +8,7 @@ __all__ = ['ADVICE', 'Moment', 'course', 'Phase', 'Step', 'Block', 'NonFiniteLos
 # %% ../../nbs/03_training/04_phases.ipynb #62ae004c
 import zlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,7 @@ class Block:
     phases: list
     fetch: Callable                    # (fit) → True: it was at hand, the phases are skipped
     keep: Callable = lambda fit: None  # (fit), after the phases
+    alone: Callable = lambda fit: nullcontext()   # (fit) → context around all of this
 
 # %% ../../nbs/03_training/04_phases.ipynb #ae7e0c3e
 class NonFiniteLoss(FloatingPointError):

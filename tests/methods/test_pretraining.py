@@ -1,11 +1,16 @@
 "An autoencoder first: end to end or layer by layer, handed on from model to model, and kept in a folder."
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import (
+    ENV,
     changed_parts,
     history,
     images,
@@ -149,6 +154,27 @@ def test_one_pretraining_for_two_methods(X, tmp_path, monkeypatch):
     assert ran.names == ["pretrain", "refine"] and len(files(tmp_path)) == 1
     for gamma in (0.1, 0.5): a = mlp("IDEC", gamma=gamma, cache_dir=tmp_path, checkpoint_dir=tmp_path.parent / "ckpt").fit(X)
     assert len(files(tmp_path)) == 1 and ran.names.count("pretrain") == 1 and same_weights(a, mlp("IDEC", gamma=0.5).fit(X))
+
+
+def test_two_processes_that_want_one_pretraining_do_it_once(tmp_path):
+    "Both wait until the other is there as well; the second finds what the first has made"
+    code = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from conftest import four_kinds, mlp
+from medstrat.training.fitting import Fit
+here, train, me = Path({folder!r}), Fit.train, sys.argv[1]
+Fit.train = lambda self, phase, resume=None: (print(phase.name), train(self, phase, resume))
+X = four_kinds()[0]
+(here / me).touch()
+while len(list(here.glob("?"))) < 2: time.sleep(.05)
+mlp(cache_dir=here / "kept", pretrain_epochs=20, epochs=1).fit(X)
+""".format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path))
+    both = [subprocess.Popen([sys.executable, "-c", code, me], env=ENV, stdout=subprocess.PIPE, text=True) for me in "ab"]
+    said = [p.communicate()[0].split() for p in both]
+    assert [p.returncode for p in both] == [0, 0] and sorted(names.count("pretrain") for names in said) == [0, 1], said
+    assert [p.suffix for p in (tmp_path / "kept").iterdir()] == [".safetensors"], "no lock is left"
 
 
 def test_other_images_and_methods_do_not_share_a_pretraining(X, tmp_path):
