@@ -27,7 +27,7 @@ from ..training.parameters import parameters
 
 # %% ../../nbs/06_runs/12_studies.ipynb #2d7fbb0b
 WORDS = ("dataset", "model", "preset", "on", "target", "group", "table", "key", "reading",
-         "vectors", "seed")
+         "vectors", "n_train", "seed")
 IN_BLOCK = (*WORDS, "parameters", "vary")
 IN_FILE = ("title", "question", *IN_BLOCK, "blocks", "compare")
 
