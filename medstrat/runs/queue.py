@@ -57,6 +57,7 @@ def gpus() -> list:  # what CUDA_VISIBLE_DEVICES would be for each
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
 
+# %% ../../nbs/06_runs/13_queue.ipynb #fee87a5e
 def _take_gpu():
     "A lock on one of them, and which it is; (None, None) where there are none."
     there, user = gpus(), os.getuid() if hasattr(os, "getuid") else 0
@@ -80,6 +81,7 @@ def _kernel(how: How) -> KeptKernel:
         _kernels[me] = how, KeptKernel(how.cwd, _environment(how, gpu)), lock
     return _kernels[me][1]
 
+# %% ../../nbs/06_runs/13_queue.ipynb #58f6531c
 def _end(thread):
     _, kernel, lock = _kernels.pop(thread)
     kernel.end()
@@ -145,6 +147,7 @@ def _note(error, folder: Path, note: Path):
     part.write_text(f"{error.said}\n\n{error.traceback}\n", encoding="utf-8")
     part.replace(note)
 
+# %% ../../nbs/06_runs/13_queue.ipynb #9f45444a
 def forget_failures(study: Study, folder):
     "Take the notes away, so that failed cells are run again."
     for cell in study.cells:
@@ -187,6 +190,7 @@ def _broken():
     except ImportError: return (BrokenProcessPool,)
     return BrokenProcessPool, KilledWorker
 
+# %% ../../nbs/06_runs/13_queue.ipynb #f0a37f04
 def _suspect(cells: list, out, crashes: Counter):
     "Note the cells that were in progress too often."
     for cell in cells:

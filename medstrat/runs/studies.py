@@ -176,6 +176,7 @@ def lock_of(folder, name: str) -> FileLock:
     "The lock of a cell: whoever holds it works on the cell."
     return FileLock(Path(folder) / ".locks" / f"{name}.lock", timeout=0)
 
+# %% ../../nbs/06_runs/12_studies.ipynb #08a8ad29
 def failure(folder, name: str) -> Path:
     "The note on what went wrong."
     return Path(folder) / f"{name}.failed.txt"
@@ -193,6 +194,7 @@ def is_locked(folder, name: str) -> bool:
         with lock: return False
     except Timeout: return True
 
+# %% ../../nbs/06_runs/12_studies.ipynb #177b810d
 def state_of(folder, name: str) -> str:
     "finished, failed, running or missing."
     if is_finished(folder, name): return "finished"
