@@ -11,7 +11,6 @@ import argparse
 import warnings
 
 import numpy as np
-import pandas as pd
 from yardstick import add, images, scores
 
 def kinds(a):
