@@ -2,6 +2,8 @@
 import json
 import os
 import signal
+import subprocess
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from conftest import SMALL_RUN, apart, cohort_file, images, interrupt, quick_run
 
 from medstrat.methods.vaesim import VAESim
 from medstrat.runs import records
-from medstrat.runs.records import finish, start_run
+from medstrat.runs.records import commit_of, finish, start_run
 from medstrat.runs.requests import claim_folder, partial
 from medstrat.runs.tables import compare, read_runs
 from medstrat.training.saving import load_model
@@ -218,3 +220,65 @@ def test_an_interrupted_run_says_so(stripes, tmp_path):
     finish(run)
     table = read_runs(tmp_path)
     assert table.interrupted.tolist() == [True] and table.epochs.tolist() == [1]
+
+
+# ---- the commit
+
+def git(folder, *words): return subprocess.run(["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    "A repository with a package in it"
+    package = tmp_path / "repository" / "package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("a = 1\n")
+    git(package, "init", "-q")
+    git(package, "add", "-A")
+    git(package, "commit", "-q", "-m", "first")
+    commit_of.cache_clear()
+    yield package
+    commit_of.cache_clear()
+
+
+def test_the_commit_of_a_checkout(checkout):
+    (checkout.parent / "beside.txt").write_text("not of the package")
+    assert commit_of(checkout) == git(checkout, "rev-parse", "HEAD") and len(commit_of(checkout)) == 40
+
+
+@pytest.mark.parametrize("change", [lambda p: (p / "__init__.py").write_text("a = 2\n"), lambda p: (p / "new.py").write_text("b = 1\n"), lambda p: (p / "__init__.py").chmod(0o755)])
+def test_what_differs_is_marked(change, checkout):
+    change(checkout)
+    assert commit_of(checkout) == git(checkout, "rev-parse", "HEAD") + "-dirty"
+
+
+def test_a_checkout_that_moves_on(checkout):
+    "What was loaded is what counts"
+    before = commit_of(checkout)
+    (checkout / "__init__.py").write_text("a = 2\n")
+    git(checkout, "commit", "-q", "-a", "-m", "second")
+    assert commit_of(checkout) == before != git(checkout, "rev-parse", "HEAD")
+
+
+def test_where_there_is_no_commit(checkout, tmp_path, monkeypatch):
+    "Installed inside another's repository; in none; a repository without a commit; no git; another repository in the environment"
+    installed = checkout.parent / "env" / "medstrat"
+    installed.mkdir(parents=True)
+    (installed / "__init__.py").touch()
+    assert commit_of(installed) is None and commit_of(tmp_path / "nowhere") is None and commit_of(tmp_path) is None
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "__init__.py").touch()
+    git(tmp_path / "empty", "init", "-q")
+    git(tmp_path / "empty", "add", "-A")
+    assert commit_of(tmp_path / "empty") is None
+    monkeypatch.setenv("GIT_DIR", str(checkout.parent / ".git"))
+    assert commit_of(installed.parent) is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commit_of(checkout) is None
+
+
+def test_a_record_says_when_and_by_which_code(stripes, tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "commit_of", lambda package: "c0ffee" if (package / "runs" / "records.py").exists() else None)
+    record = json.loads((quick_run(stripes, tmp_path) / "run.json").read_text())
+    made = datetime.fromisoformat(record["made"])
+    assert record["commit"] == "c0ffee" and made.utcoffset() == timedelta(0) and abs(datetime.now(timezone.utc) - made) < timedelta(minutes=5)

@@ -1,12 +1,14 @@
 "Tables: one row a run, seeds averaged, unlike things apart, strays left out."
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import cohort_file, quick_run
 
-from medstrat.runs.tables import compare, read_runs
+from medstrat.runs.tables import compare, read_label_efficiency, read_runs, tidy
 
 
 def test_tables(done):
@@ -53,3 +55,50 @@ def test_a_setting_that_is_a_score_as_well():
     folder = Path(__file__).parents[2] / "results" / "comparison"
     runs = read_runs(folder, settings=("n_clusters", "latent_dim"))
     assert len(runs) == len(read_runs(folder)) and runs.n_clusters.ge(1).all()
+
+
+def test_a_table_in_place_of_folders(done, tmp_path):
+    "Written and read again, it gives what the folders gave; its columns are the same for every method"
+    table, path = tidy(done), tmp_path / "study.csv"
+    assert table.run.tolist() == sorted(p.name for p in done.iterdir()) and table.columns[:3].tolist() == ["run", "made", "commit"]
+    record = json.loads((done / table.run[2] / "run.json").read_text())
+    row = table.iloc[2]
+    assert (row.seed, row.torch, row.seconds_fit, row.nmi, json.loads(row.settings)) == (record["seed"], record["versions"]["torch"], record["seconds"]["fit"], record["metrics"]["nmi"], record["settings"])
+    assert abs(pd.Timestamp.now("UTC") - pd.Timestamp(row.made)) < pd.Timedelta("1h")
+    table.assign(remark="earlier code").to_csv(path, index=False)
+    settings = ("latent_dim", "channels", "n_clusters")
+    read, folders = read_runs(path, settings), read_runs(done, settings)
+    assert read.folder.tolist() == table.run.tolist() and set(read.remark) == {"earlier code"}
+    pd.testing.assert_frame_equal(read.drop(columns=["remark", "folder"]), folders.drop(columns="folder"))
+    pd.testing.assert_frame_equal(compare(read), compare(folders))
+
+
+def test_gaps_and_odd_texts_outlive_the_file(done, tmp_path):
+    "A name that reads as a number or as nothing, no checksum, an outcome in words"
+    shutil.copytree(done, tmp_path / "runs")
+    first, second, _ = sorted((tmp_path / "runs").glob("*/run.json"))
+    def change(path, **words): path.write_text(json.dumps(json.loads(path.read_text()) | words))
+    change(first, dataset="NA", commit="1" * 40, checksum=None, metrics=dict(scored_on="test", unscored="no labels, \"none\""), missing=dict(scores="ValueError: a, b"))
+    change(second, dataset="007", checksum="00000e1", interrupted=True, signs=[dict(name="collapse", text="…", remedy="…"), dict(name="noise", text="…", remedy="…")])
+    table = tidy(tmp_path / "runs")
+    table.to_csv(tmp_path / "study.csv", index=False)
+    assert table.signs[1] == "collapse, noise" and table.missing[0] == "scores: ValueError: a, b"
+    pd.testing.assert_frame_equal(read_runs(tmp_path / "study.csv").drop(columns="folder"), read_runs(tmp_path / "runs").drop(columns="folder"))
+
+
+def test_places_without_runs(done, tmp_path):
+    tidy(tmp_path).to_csv(tmp_path / "none.csv", index=False)
+    assert read_runs(tmp_path / "none.csv").empty and read_runs(tmp_path).empty and read_label_efficiency(tmp_path / "none.csv").empty
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="not a table of runs.*'run'"): read_runs(tmp_path / "other.csv")
+    with pytest.raises(FileNotFoundError): read_runs(tmp_path / "nothing.csv")
+
+
+def test_curves_beside_a_table(done, tmp_path):
+    folders = read_label_efficiency(done)
+    tidy(done).to_csv(tmp_path / "study.csv", index=False)
+    assert read_label_efficiency(tmp_path / "study.csv").empty
+    (tmp_path / "arrays").mkdir()
+    kept = [pd.read_csv(p).assign(run=p.parent.name) for p in sorted(done.glob("*/label_efficiency.csv"))]
+    pd.concat(kept).to_csv(tmp_path / "arrays" / "study-label_efficiency.csv.gz", index=False)
+    pd.testing.assert_frame_equal(read_label_efficiency(tmp_path / "study.csv").drop(columns="folder"), folders.drop(columns="folder"))
