@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..training.parameters import RENAMED, parameters
 from ..training.registry import list_methods
+from ..training.seeds import mean_and_spread, over_seeds
 
 # %% ../../nbs/06_runs/02_tables.ipynb #d5512e8f
 COLUMNS = ("run", "made", "commit", "protocol", "model", "dataset", "source", "checksum",
@@ -76,7 +77,7 @@ TEXTS = {k: str for k in (*COLUMNS, *MACHINE) if k not in NUMBERS}
 
 def _stored(path: Path) -> pd.DataFrame:
     "A table of runs, from its file; ValueError for what is none."
-    runs = pd.read_csv(path, dtype=TEXTS, keep_default_na=False, na_values=[""], float_precision="round_trip")
+    runs = pd.read_csv(path, dtype=TEXTS, keep_default_na=False, na_values=[""])
     if lacks := [k for k in COLUMNS if k not in runs]:
         raise ValueError(f"{str(path)!r} is not a table of runs: it has no column {lacks[0]!r}."
                          " Give one that `tidy` has made, or a folder of runs.")
@@ -108,13 +109,6 @@ def read_runs(
 SCORES = ("stat_accuracy", "knn_accuracy", "probe_accuracy", "stat_balanced_accuracy",
           "nmi", "ari", "active_clusters", "majority_rate")
 
-# %% ../../nbs/06_runs/02_tables.ipynb #9fd71c9a
-def _mean_and_spread(x: pd.Series, digits: int) -> str:
-    "Mean ± standard deviation; a single value has none, no value is a dash."
-    if x.isna().all(): return "–"
-    spread = f" ± {x.std(ddof=1):.{digits}f}" if x.count() > 1 else ""
-    return f"{x.mean():.{digits}f}{spread}"
-
 # %% ../../nbs/06_runs/02_tables.ipynb #ec3a3317
 def compare(
     runs: pd.DataFrame,  # from read_runs
@@ -130,10 +124,9 @@ def compare(
         f" {sorted(runs.protocol.unique())}; compare like with like.")
     runs = runs[~runs.interrupted.astype(bool)].drop_duplicates([*by, "seed"], keep="last")
     runs = runs.reindex(columns=list(dict.fromkeys([*runs, *scores])))
-    groups = runs.groupby(list(by), sort=False, dropna=False)
-    return groups[list(scores)].agg(_mean_and_spread, digits).assign(seeds=groups.size())
+    return over_seeds(runs, by, scores, digits)
 
-# %% ../../nbs/06_runs/02_tables.ipynb #4bf500ba
+# %% ../../nbs/06_runs/02_tables.ipynb #dcb00599
 def _cells(runs: pd.DataFrame) -> dict: # (model, preset) → its runs
     "The runs that are averaged together; ValueError where they are unlike."
     if runs.empty: return {}
@@ -150,7 +143,7 @@ def _same(runs, fact, what):
     raise ValueError(f"{what} differ in {fact}: {', '.join(map(repr, found))}. Choose those of one"
                      " kind, or give them different names in the column model or preset.")
 
-# %% ../../nbs/06_runs/02_tables.ipynb #383408b5
+# %% ../../nbs/06_runs/02_tables.ipynb #cd5ac0da
 def _text(part, column: str, digits: int) -> str:
     "A cell: mean ± standard deviation (seeds)."
     if part is None: return "not run"
@@ -158,9 +151,9 @@ def _text(part, column: str, digits: int) -> str:
     if x.empty: return "–"
     if column in ("n_clusters", "active_clusters"):
         return " to ".join(f"{v:g}" for v in sorted({x.min(), x.max()}))
-    return f"{_mean_and_spread(x, digits)} ({len(x)})"
+    return f"{mean_and_spread(x, digits)} ({len(x)})"
 
-# %% ../../nbs/06_runs/02_tables.ipynb #46af611d
+# %% ../../nbs/06_runs/02_tables.ipynb #847732d0
 def beside(
     published: dict,    # row → {score: as printed}, e.g. {"VAESim": {"kNN": "0.778 ± 0.024"}}
     runs: pd.DataFrame, # from read_runs, of one set and split; a run's model names its row
@@ -181,7 +174,7 @@ def beside(
     shown = [rate if score in plain else "" for _, score in table]
     return pd.DataFrame.from_dict(table, orient="index").assign(**{"majority rate": shown})
 
-# %% ../../nbs/06_runs/02_tables.ipynb #3fc48a2a
+# %% ../../nbs/06_runs/02_tables.ipynb #0b58adcf
 def plot_beside(
     published: dict,    # as for `beside`
     runs: pd.DataFrame, # as for `beside`
@@ -196,7 +189,7 @@ def plot_beside(
     rate = runs.majority_rate.iloc[0] if len(runs) else None
     return drawn(_panels)(published, cells, rows, scores, presets, rate)
 
-# %% ../../nbs/06_runs/02_tables.ipynb #0c0da2d5
+# %% ../../nbs/06_runs/02_tables.ipynb #79a3fda6
 def _panels(published, cells, rows, scores, presets, rate):
     "A panel a score, side by side."
     import matplotlib.pyplot as plt
@@ -218,7 +211,7 @@ def _panels(published, cells, rows, scores, presets, rate):
     if known: fig.legend(known.values(), known, loc="outside lower center", ncols=6)
     return fig
 
-# %% ../../nbs/06_runs/02_tables.ipynb #df329c03
+# %% ../../nbs/06_runs/02_tables.ipynb #687aa9eb
 def _draw_runs(ax, cells, rows, column, presets):
     "The runs of each row, a colour a preset."
     from medstrat.data.pictures import cluster_colors
@@ -244,7 +237,7 @@ def _curves(place: Path, folders) -> dict:
         return {folder: pd.read_csv(path) for folder, path in paths.items() if path.exists()}
     path = place.parent / "arrays" / f"{place.stem}-label_efficiency.csv.gz"
     if not path.exists(): return {}
-    rows = pd.read_csv(path, float_precision="round_trip")
+    rows = pd.read_csv(path)
     return {run: part.drop(columns="run") for run, part in rows.groupby("run")}
 
 # %% ../../nbs/06_runs/02_tables.ipynb #af22c062
