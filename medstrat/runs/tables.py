@@ -182,10 +182,12 @@ def plot_beside(
     presets=("released", "paper", "best"),  # a colour each; those without runs are left out
 ):                      # matplotlib Figure
     "Published means as lines, our runs as dots, with mean ± standard deviation."
-    from medstrat.data.pictures import drawn
+    from medstrat.data.pictures import cluster_colors, drawn
     cells = _cells(runs)
     rows = list(dict.fromkeys([*published, *(model for model, _ in cells)]))
-    presets = [p for p in presets if any(preset == p for _, preset in cells)]
+    ran = {preset for _, preset in cells}
+    colors = zip(presets, cluster_colors(len(presets)), strict=True)
+    presets = {preset: color for preset, color in colors if preset in ran}
     rate = runs.majority_rate.iloc[0] if len(runs) else None
     return drawn(_panels)(published, cells, rows, scores, presets, rate)
 
@@ -214,8 +216,7 @@ def _panels(published, cells, rows, scores, presets, rate):
 # %% ../../nbs/06_runs/02_tables.ipynb #687aa9eb
 def _draw_runs(ax, cells, rows, column, presets):
     "The runs of each row, a colour a preset."
-    from medstrat.data.pictures import cluster_colors
-    for p, (preset, color) in enumerate(zip(presets, cluster_colors(len(presets)), strict=True)):
+    for p, (preset, color) in enumerate(presets.items()):
         off = .6 * ((p + .5) / len(presets) - .5)
         for i, row in enumerate(rows):
             part = cells.get((row, preset))
