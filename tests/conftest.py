@@ -59,7 +59,7 @@ def apart(work, *args, log):
 
 def left_out(folder, names):
     "What a copy of the project does not need"
-    here = {"runs", "results", "build", ".git", ".venv"} if Path(folder) == Path(__file__).parent.parent else set()    # medstrat/runs is a package
+    here = {"runs", "studies", "build", ".git", ".venv"} if Path(folder) == Path(__file__).parent.parent else set()    # medstrat/runs is a package
     return {n for n in names if n in here or n == "__pycache__" or n.endswith(".egg-info")}
 
 

@@ -53,9 +53,9 @@ def test_a_stray_record_is_named_and_left_out(text, done, tmp_path):
 
 def test_a_setting_that_is_a_score_as_well():
     "K is both: the setting may be \"elbow\", the score says how many it was; no run is left out"
-    folder = Path(__file__).parents[2] / "results" / "comparison"
-    runs = read_runs(folder, settings=("n_clusters", "latent_dim"))
-    assert len(runs) == len(read_runs(folder)) and runs.n_clusters.ge(1).all()
+    study = Path(__file__).parents[2] / "studies" / "contrastive.csv"
+    runs = read_runs(study, settings=("n_clusters", "latent_dim"))
+    assert len(runs) == len(read_runs(study)) and runs.n_clusters.ge(1).all()
 
 
 def test_a_table_in_place_of_folders(done, tmp_path):
