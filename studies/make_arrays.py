@@ -2,7 +2,7 @@
 
 `python studies/make_arrays.py runs/NAME` writes, for the study NAME,
 - `NAME-clusters.csv.gz`, for the sets in CLUSTERS: a row a test image, its label (and colour), and a column a run with its cluster;
-- `RUN.npz` for the methods in PICTURES, seed 0: a map of the test images, their clusters, decoded prototypes, draws;
+- `NAME-RUN.npz` for the methods in PICTURES, seed 0: a map of the test images, their clusters, decoded prototypes, draws;
 - where the images have a colour, the column `color_accuracy` of `NAME.csv`, if that table is there.
 """
 import json
@@ -36,7 +36,7 @@ def assigned(run, split="test"):
 def clusters(runs):
     "What is known of the test images, and their clusters in each run."
     rows = {run.name: assigned(run) for run in runs}
-    known = [part.drop(columns=["split", "index", "cluster"]) for part in rows.values()]
+    known = [part[[c for c in ("label", "color") if c in part]] for part in rows.values()]
     if not all(part.equals(known[0]) for part in known): raise ValueError("these runs were not scored on the same images")
     return known[0].assign(**{name: part.cluster for name, part in rows.items()})
 
@@ -70,7 +70,7 @@ def main(folder, out=STUDIES):
     chosen = [run for run, record in runs if record["dataset"] in CLUSTERS]
     if chosen: clusters(chosen).to_csv(arrays / f"{folder.name}-clusters.csv.gz", index=False, compression=dict(method="gzip", mtime=0))
     for run, record in runs:
-        if record["model"] in PICTURES and record["seed"] == 0: np.savez_compressed(arrays / f"{run.name}.npz", **picture(run, record))
+        if record["model"] in PICTURES and record["seed"] == 0: np.savez_compressed(arrays / f"{folder.name}-{run.name}.npz", **picture(run, record))
     colored = {run.name: color_accuracy(run) for run, _ in runs if "color" in assigned(run)}
     if colored and table.exists():
         rows = pd.read_csv(table, dtype=str, keep_default_na=False)   # as it was written, to the last digit
