@@ -94,7 +94,7 @@ def test_arrays_belong_to_runs():
     for path in (STUDIES / "arrays").iterdir():
         study, _, what = path.name.partition("-")
         assert study in names, path.name
-        if what == "clusters.csv.gz": assert set(pd.read_csv(path).columns) - {"label", "split"} <= names[study]
+        if what == "clusters.csv.gz": assert set(pd.read_csv(path).columns) - {"label", "split", "color"} <= names[study]
         if what in ("label_efficiency.csv.gz", "associations.csv"): assert set(pd.read_csv(path).run) <= names[study]
 
 

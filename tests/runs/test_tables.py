@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import cohort_file, quick_run
+from matplotlib.collections import PathCollection
 
-from medstrat.runs.tables import compare, read_label_efficiency, read_runs, tidy
+from medstrat.runs.tables import beside, compare, plot_beside, read_label_efficiency, read_runs, tidy
 
 
 def test_tables(done):
@@ -102,3 +103,42 @@ def test_curves_beside_a_table(done, tmp_path):
     kept = [pd.read_csv(p).assign(run=p.parent.name) for p in sorted(done.glob("*/label_efficiency.csv"))]
     pd.concat(kept).to_csv(tmp_path / "arrays" / "study-label_efficiency.csv.gz", index=False)
     pd.testing.assert_frame_equal(read_label_efficiency(tmp_path / "study.csv").drop(columns="folder"), folders.drop(columns="folder"))
+
+
+def paper_runs():
+    "Two methods with both presets on two sets' worth of seeds, and one interrupted run."
+    rows = [dict(model=m, preset=p, seed=s, parameters="", dataset="films", scored_on="test", protocol=1, interrupted=False, majority_rate=.625,
+                 stat_accuracy=a + s / 100, n_clusters=k, folder=f"{m}{p}{s}")
+            for m, p, a, k in (("VAESim", "best", .8, 40), ("VAESim", "paper", .7, 40), ("pixels", "best", .75, 10)) for s in range(2)]
+    return pd.DataFrame([*rows, rows[0] | dict(seed=7, stat_accuracy=0., interrupted=True), rows[0]])
+
+
+PRINTED = {"VAESim": {"accuracy": "0.677 ± 0.001"}, "GMVAE": {"accuracy": ".625"}, "ours alone": {}}
+SCORED = {"accuracy": "stat_accuracy", "K": "n_clusters"}
+
+
+def test_beside_what_was_published():
+    table = beside(PRINTED, paper_runs(), SCORED)
+    assert table.loc[("VAESim", "accuracy")].to_dict() == {
+        "published": "0.677 ± 0.001", "released": "not run", "paper": "0.705 ± 0.007 (2)", "best": "0.805 ± 0.007 (2)", "majority rate": "0.625"}
+    assert table.loc[("VAESim", "K")].tolist() == ["–", "not run", "40", "40", ""]
+    # a row that was neither printed nor run is left out, but not a method of which nothing was printed
+    assert list(table.index) == [("VAESim", "accuracy"), ("VAESim", "K"), ("GMVAE", "accuracy"), ("ours alone", "accuracy"), ("ours alone", "K"),
+                                 ("pixels", "accuracy"), ("pixels", "K")]
+    nothing = beside(PRINTED, pd.DataFrame(), SCORED)
+    assert set(nothing.best) == {"not run"} and nothing.published.tolist() == ["0.677 ± 0.001", ".625", "–", "–"]
+
+
+@pytest.mark.parametrize("fact, value", [("dataset", "digits"), ("scored_on", "val"), ("protocol", 2), ("parameters", "beta=2")])
+def test_unlike_runs_do_not_meet_in_a_cell(fact, value):
+    runs = paper_runs()
+    runs.loc[1, fact] = value
+    with pytest.raises(ValueError, match=f"differ in {fact}"): beside(PRINTED, runs, SCORED)
+
+
+def test_a_picture_beside_what_was_published():
+    ax, _ = plot_beside(PRINTED, paper_runs(), {"accuracy": "stat_accuracy", "kNN": "knn_accuracy"}).axes
+    lines = {round(float(s[0][0]), 3) for c in ax.collections if c.get_label() == "published" for s in c.get_segments()}
+    assert lines == {.677, .625} and [t.get_text() for t in ax.get_yticklabels()] == ["VAESim", "GMVAE", "ours alone", "pixels"]
+    dots = {float(x) for c in ax.collections if isinstance(c, PathCollection) for x, _ in c.get_offsets()}
+    assert dots == {.8, .81, .7, .71, .75, .76}
