@@ -44,7 +44,7 @@ def pick_precision(precision: str, device: torch.device) -> str:
     if precision != "auto": return precision
     return "bf16-mixed" if bfloat16_is_fast(device) else "32-true"
 
-# %% ../../nbs/03_training/06_devices.ipynb #6d703da4
+# %% ../../nbs/03_training/06_devices.ipynb #b5f418ca
 @dataclass(frozen=True)
 class Ranks:
     "The processes that train one model, as one of them sees them; by itself, a process is alone."
@@ -91,7 +91,7 @@ class Ranks:
         if not self.parent: return False
         return os.getppid() != self.parent or Path(self.folder, "stop").exists()
 
-# %% ../../nbs/03_training/06_devices.ipynb #abd8d53c
+# %% ../../nbs/03_training/06_devices.ipynb #8c23f4e1
 @contextmanager
 def failing_together(ranks: Ranks, kind: type[Exception]):
     "An error of this kind in one process becomes an error in all."
@@ -112,7 +112,7 @@ def drawing_the_same(ranks: Ranks, seed: int):
         torch.manual_seed(seed)
         yield
 
-# %% ../../nbs/03_training/06_devices.ipynb #f8bd93a7
+# %% ../../nbs/03_training/06_devices.ipynb #079d819f
 LARGE = 2**16   # bytes of an array from which it has a file of its own
 
 def _write(work, folder: Path):
@@ -131,7 +131,7 @@ def _write(work, folder: Path):
         raise ValueError(f"something cannot be sent to the processes of several devices: {e}. Leave out what holds "
                          "open files, locks or connections (callbacks, loggers), or train on one device.") from e
 
-# %% ../../nbs/03_training/06_devices.ipynb #8c7931b4
+# %% ../../nbs/03_training/06_devices.ipynb #5adf8fb4
 def _join(folder: str, rank: int, world: int, parent: int, place: tuple) -> bytes:
     "One of the processes: meet the others, do the work."
     import cloudpickle
@@ -141,15 +141,15 @@ def _join(folder: str, rank: int, world: int, parent: int, place: tuple) -> byte
     if several: torch.cuda.set_device(rank)
     dist.init_process_group("cpu:gloo,cuda:nccl" if several else "gloo", init_method=f"file://{folder}/meet",
                             rank=rank, world_size=world, timeout=timedelta(days=1))
-    try:
-        with open(Path(folder, "work"), "rb") as f: work = pickle.load(f)
-        return cloudpickle.dumps(work(Ranks(rank, world, folder, parent)))
-    finally: dist.destroy_process_group()
+    with open(Path(folder, "work"), "rb") as f: work = pickle.load(f)
+    found = cloudpickle.dumps(work(Ranks(rank, world, folder, parent)))
+    dist.destroy_process_group()   # after an error all processes are ended
+    return found
 
 # Ctrl-C reaches all processes of a terminal; the one who started them passes it on
 def _ignore_interrupts(): signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-# %% ../../nbs/03_training/06_devices.ipynb #0434ba73
+# %% ../../nbs/03_training/06_devices.ipynb #a806b8e6
 _pools: dict = {}
 
 def _pool(n: int):
@@ -166,7 +166,7 @@ def _end_pools():
     for pool in _pools.values(): pool.shutdown(kill_workers=True)
     _pools.clear()
 
-# %% ../../nbs/03_training/06_devices.ipynb #1e010aa9
+# %% ../../nbs/03_training/06_devices.ipynb #d910427c
 def in_processes(
     work,         # (Ranks) → anything; it may be defined in a notebook
     n: int,       # how many processes
@@ -189,7 +189,7 @@ def in_processes(
         _end_pools()
         raise
 
-# %% ../../nbs/03_training/06_devices.ipynb #d679e615
+# %% ../../nbs/03_training/06_devices.ipynb #aa5a5946
 def check_devices(s, *numbers):
     "Can the settings' devices share a batch, and sets of so many images? ValueError."
     n, options, device = s.devices, s.trainer_options or {}, pick_device(s.accelerator)

@@ -185,7 +185,7 @@ class Fit:
         learns = lambda stage: isinstance(stage, Block) or isinstance(stage, Phase) and stage.epochs
         return self.s.devices > self.ranks.world and any(map(learns, self.net.recipe()))
 
-# %% ../../nbs/03_training/16_fitting.ipynb #548e4e6d
+# %% ../../nbs/03_training/16_fitting.ipynb #cfa7881e
 @contextmanager
 def tracked(fit, data: str):
     "One tracked run around a fit to the set called `data`; nothing where `tracker` is None."
@@ -201,7 +201,7 @@ def tracked(fit, data: str):
         well = not fit.interrupted
     finally: fit.tracker.end(well)
 
-# %% ../../nbs/03_training/16_fitting.ipynb #16a91376
+# %% ../../nbs/03_training/16_fitting.ipynb #695391f8
 LEFT = ("tracker", "rows", "history", "starts", "found", "provenance", "interrupted",
         "checkpoint", "trouble")
 
@@ -218,7 +218,7 @@ def member(fit, follow, resume, ranks: Ranks) -> dict:
         weights=weights, bits=bits, n_clusters=fit.net.n_clusters,
         said=[(w.message, w.category) for w in said], **{k: getattr(fit, k) for k in LEFT})
 
-# %% ../../nbs/03_training/16_fitting.ipynb #9553d051
+# %% ../../nbs/03_training/16_fitting.ipynb #f9880de4
 def train_together(
     fit,
     follow,       # (fit, resume): how it is followed
