@@ -21,7 +21,7 @@ class build_with_notebook(build_py):
         target.mkdir(parents=True, exist_ok=True)
         for name in ("07_experiments", "09_stratify"): shutil.copy(root / "nbs" / f"{name}.ipynb", target)
 
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("tables", "dicom")}
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("tables", "dicom", "trackers")}
 
 setup(
     version=cfg["version"],

@@ -36,12 +36,14 @@ def make_logger(kind: str, name: str, place: str, run: str | None = None):
 # %% ../../nbs/02_parts/12_trackers.ipynb #4fd6f6d4
 @contextmanager
 def _as_the_first():
-    "What Lightning's loggers ask before they write."
+    "What Lightning's loggers ask before they write; what MLflow writes into the environment is taken out again."
     from pytorch_lightning.utilities import rank_zero_only
-    before = getattr(rank_zero_only, "rank", None)
+    before, uri = getattr(rank_zero_only, "rank", None), os.environ.get("MLFLOW_TRACKING_URI")
     rank_zero_only.rank = 0
     try: yield
-    finally: rank_zero_only.rank = before
+    finally:
+        rank_zero_only.rank = before
+        if uri is None: os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 # %% ../../nbs/02_parts/12_trackers.ipynb #e48e2983
 @dataclass
@@ -52,6 +54,7 @@ class Tracker:
     place: str = ""           # a folder; "": in the present directory
     run: str | None = None    # its id, once it has begun
     broken: bool = False
+    well: bool = True         # has it ended as it should?
     written: dict = field(default_factory=dict)   # start → how many rows of its history are in it
 
     def __post_init__(self):
@@ -67,7 +70,9 @@ class Tracker:
             with _as_the_first():
                 if not hasattr(self, "logger"):
                     self.logger = make_logger(self.kind, self.name, self.place, self.run)
+                    self.logger.experiment   # the connection is made here
                 work(self.logger)
+                self.logger.save()
                 self.run = self.logger.version
         except Exception as e:
             self.broken = True
@@ -85,13 +90,19 @@ class Tracker:
             self.numbers(_terms(row), group, row["epoch"])
 
     def numbers(self, values: dict, group: str, step: int = 0):
-        "Numbers of a group, for example the scores of a finished run."
+        "Numbers of a group; what is no number is left out."
         fine = {f"{group}/{k}": float(v) for k, v in values.items() if _is_number(v)}
         self.attempt(lambda l: l.log_metrics(fine, step))
 
     def end(self, well: bool = True):
+        self.well = well
         self.attempt(lambda l: l.finalize("success" if well else "failed"))
         vars(self).pop("logger", None)
+
+    def scores(self, values: dict):
+        "Of a run that has ended."
+        self.numbers(values, "score")
+        self.end(self.well)
 
 # %% ../../nbs/02_parts/12_trackers.ipynb #40a805aa
 def _terms(row): return {k: v for k, v in row.items() if k not in ("phase", "epoch", "seconds")}
