@@ -230,7 +230,7 @@ class Bar(pl.Callback):
     def on_exception(self, trainer, module, exception):
         if hasattr(self, "bar"): self.bar.close()
 
-# %% ../../nbs/03_training/10_loop.ipynb #241f6233
+# %% ../../nbs/03_training/10_loop.ipynb #dc08bac2
 class Tracked(pl.Callback):
     "At an epoch's end, a tracker is given the history."
     def __init__(self, rows: list, tracker): self.history, self.tracker = rows, tracker
@@ -243,7 +243,7 @@ _DEFAULTS = {k: p.default for k, p in _arguments.items() if k != "self"}
 
 class Member(LightningEnvironment):
     "One of several processes, which are there already."
-    creates_processes_externally = True   # type: ignore[assignment]  # a property, there
+    creates_processes_externally = True
     def __init__(self, ranks: Ranks):
         super().__init__()
         self.rank = ranks.rank
