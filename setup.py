@@ -24,7 +24,7 @@ class build_with_notebook(build_py):
             target.mkdir(parents=True, exist_ok=True)
             for path in files: shutil.copy(path, target)
 
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("tables", "dicom", "dask")}
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("tables", "dicom", "dask", "trackers")}
 
 setup(
     version=cfg["version"],

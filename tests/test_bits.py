@@ -1,4 +1,4 @@
-"The table in the chapter on devices: what leaves the bits of a training as they are. (Resuming: test_contract.py.)"
+"The table in the chapter on speed: what leaves the bits of a training as they are. (Resuming: test_contract.py.)"
 import pytest
 from conftest import cohort, history, known, ready, same_weights
 

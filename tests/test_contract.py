@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ALL, BEHIND, Lazy, apart, backbone_file, cohort, history, images, interrupt, known, ready, same_weights
+from conftest import ALL, BEHIND, DEEP, Lazy, apart, backbone_file, cohort, history, images, interrupt, known, ready, same_weights
 from sklearn.base import clone, is_classifier, is_clusterer
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import estimator_checks
@@ -22,6 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from medstrat.methods import pretraining
 from medstrat.data.images import ImageSet
+from medstrat.training import fitting
 from medstrat.training.fitting import Fit
 from medstrat.training.inference import Engine
 from medstrat.training.inputs import take_condition
@@ -618,6 +619,37 @@ def test_what_shares_a_pretraining(method, tmp_path, monkeypatch):
             assert found.keys() == weights.keys() and all(v.equal(found[k]) for k, v in weights.items()), name
         tried["key" if name in key else "free"] += 1
     assert min(tried.values()) >= 10 and [*tmp_path.iterdir()] == [path]
+
+
+# ---- several devices
+
+def agreeing():
+    "A callback: at each epoch's end and a phase's, do all processes have the same networks, and the same memory?"
+    import pytorch_lightning as pl
+    class Agreeing(pl.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            memory = {} if module.phase.memory is None else module.phase.memory.state_dict()
+            tensors = {k: v for k, v in (module.net.state_dict() | memory).items()}
+            one, two = module.ranks.each(tensors)
+            assert module.ranks.world == 2 and one.keys() == two.keys()
+            for k in one: assert one[k].equal(two[k]) if hasattr(one[k], "equal") else one[k] == two[k], k
+        on_train_end = on_train_epoch_end
+    return dict(callbacks=[Agreeing()])
+
+
+@pytest.mark.parametrize("method", [m for m in ALL if m in DEEP or m in ("CDVaDE", "transfer")])
+def test_two_devices_train_one_model(method, S, fitted, monkeypatch):
+    sent, real = [], fitting.in_processes
+    monkeypatch.setattr(fitting, "in_processes", lambda *args: sent.extend(real(*args)) or sent)
+    a, one = small(method, devices=2, trainer_options=agreeing()).fit(S), fitted[method]
+    told = [[{k: v for k, v in row.items() if k != "seconds"} for row in process["rows"]] for process in sent]
+    assert len(sent) == 2 and told[0] == told[1] and sent[0]["found"] == sent[1]["found"]
+    for k, v in a.module_.state_dict().items(): assert v.equal(sent[0]["weights"][k]) and v.equal(sent[1]["weights"][k]), k
+    # the same images in each step: what differs from one device is noise, the statistics of a batch, and whom a contrastive loss compares
+    term = "reconstruction" if method == "contrastive AE" else "loss"
+    assert a.history_.columns.equals(one.history_.columns) and a.history_[["phase", "epoch", "lr"]].equals(one.history_[["phase", "epoch", "lr"]])
+    np.testing.assert_allclose(a.history_[term][0], one.history_[term][0], rtol=0.1)
+    assert a.interrupted_ is False and a.predict(S).shape == (60,)
 
 
 def test_a_checkpoint_of_a_phase_that_is_not_there(S, tmp_path, monkeypatch):

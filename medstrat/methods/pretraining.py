@@ -192,7 +192,7 @@ def determined_by(what: dict, fit) -> dict:
     read = (*parameters(fit.estimator, *KEYED), "trainer_options")
     return what | {k: getattr(fit.s, k) for k in read} | dict(
         seed=fit.seed, version=__version__,
-        device=fit.engine.device.type, precision=fit.engine.precision,
+        device=" + ".join([fit.engine.device.type] * fit.s.devices), precision=fit.engine.precision,
         images=[list(fit.images.shape), checksum(fit.images), fit.fingerprint["condition"]],
         weights=sorted(f"{k} {tuple(v.shape)}" for k, v in autoencoder_of(fit.net).items()))
 

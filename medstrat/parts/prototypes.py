@@ -9,7 +9,6 @@ __all__ = ['similarity', 'soft_assign', 'temperature', 'draw_labels', 'batch_sum
 # %% ../../nbs/02_parts/02_prototypes.ipynb #f384d3d6
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -69,13 +68,10 @@ def batch_sums(
     z: torch.Tensor,       # (B,d)
     labels: torch.Tensor,  # (B,)
     k: int,                # number of clusters
-) -> tuple:                # (sums (K,d), counts (K,)), over all processes
+) -> tuple:                # (sums (K,d), counts (K,))
     "Sum and number of the embeddings of each cluster."
     sums = torch.zeros(k, z.shape[1], device=z.device).index_add_(0, labels, z.float())
     counts = torch.bincount(labels, minlength=k).float()
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(sums)
-        dist.all_reduce(counts)
     return sums, counts
 
 # %% ../../nbs/02_parts/02_prototypes.ipynb #77d3d6e4
@@ -129,7 +125,6 @@ class PrototypeBank(nn.Module):
     def set(self, Q):
         "Put the prototypes to given places (K,d)."
         self.Q.copy_(torch.as_tensor(Q)); self.unused.zero_()
-        _broadcast(self.Q)
 
     @torch.no_grad()
     def update(self, z, c, batch_weight: float, how: str = "multinomial"):
@@ -146,13 +141,7 @@ class PrototypeBank(nn.Module):
         if len(dead):
             self.Q[dead] = z[torch.randperm(len(z), device=z.device)[: len(dead)]].float()
             self.unused[dead] = 0
-        _broadcast(self.Q)
-        _broadcast(self.unused)   # the first process's batch decided how many
         return len(dead)
-
-# %% ../../nbs/02_parts/02_prototypes.ipynb #71080aed
-def _broadcast(x):
-    if dist.is_available() and dist.is_initialized(): dist.broadcast(x, 0)
 
 # %% ../../nbs/02_parts/02_prototypes.ipynb #dfd0a517
 def draw_of_cluster(

@@ -216,6 +216,7 @@ def _score(run: Run, clock: Clock) -> Run:
         run.label_efficiency.to_csv(run.partial / "label_efficiency.csv", index=False)
         clock("label_efficiency")
     run.record = describe_run(run, clock.seconds)
+    if run.model.tracker_ is not None: run.model.tracker_.scores(run.evaluation.metrics)
     return run
 
 # %% ../../nbs/06_runs/01_records.ipynb #c0ae3256

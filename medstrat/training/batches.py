@@ -47,14 +47,14 @@ class ShuffledBatches:
         self.rank, self.world = rank, world
 
     def __len__(self):
-        n = math.ceil(self.n / self.world)
-        return max(math.ceil(n / self.batch_size) - (n % self.batch_size == 1), 1)
+        too_few = 0 < self.n % self.batch_size < 2 * self.world
+        return max(math.ceil(self.n / self.batch_size) - too_few, 1)
 
     def __iter__(self):
         order = np.random.default_rng(mix_seed(self.seed, self.epoch())).permutation(self.n)
-        shared = np.resize(order, math.ceil(self.n / self.world) * self.world)
-        cuts = [i * self.batch_size for i in range(1, len(self))]
-        yield from np.split(shared[self.rank::self.world], cuts)
+        for batch in np.split(order, [i * self.batch_size for i in range(1, len(self))]):
+            whole = np.resize(batch, math.ceil(len(batch) / self.world) * self.world)
+            yield whole[self.rank::self.world]
 
 # %% ../../nbs/03_training/05_batches.ipynb #67d9a657
 def train_loader(

@@ -15,9 +15,10 @@ from sklearn.base import (
     BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin)
 from sklearn.utils.validation import check_is_fitted
 
+from .fitting import tracked
 from .inference import (
     Engine, assign, embed, encode, in_batches, over_images, responsibilities, stack)
-from .inputs import CommonParameters, checked
+from .inputs import CommonParameters, checked, set_name
 from .isolation import isolated
 from .method import Network, Told
 from .parameters import Count, param
@@ -51,7 +52,8 @@ class DeepEstimator(
             images, self.settings_, self.module_ = fit.images, fit.s, fit.net
             self.image_shape_, self.random_state_ = fit.net.shape, fit.seed
             self.provenance_, self.covariates_ = fit.provenance, fit.covariates
-            try: follow_starts(fit, resume)
+            try:
+                with tracked(fit, set_name(X)): follow_starts(fit, resume)
             finally: self._take_over(fit)
             self._finish(images, fit)
             self.module_.eval()
@@ -64,6 +66,7 @@ class DeepEstimator(
         self.history_, self.n_iter_ = pd.DataFrame(fit.history), len(fit.rows)
         self.interrupted_, self.checkpoint_ = fit.interrupted, fit.checkpoint
         self.n_clusters_, self.found_ = fit.net.n_clusters, fit.found
+        self.tracker_ = fit.tracker   # None: there is none
 
     def transform(self, X) -> np.ndarray:
         "Embed images: (N,d) float32, the posterior mean where the encoder is probabilistic."

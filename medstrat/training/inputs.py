@@ -44,6 +44,9 @@ class CommonParameters:
         "an int makes the run repeatable; None draws one and keeps it as random_state_", "seed")
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = param(
         "where to compute", "machine", "auto")
+    devices: Count = param(
+        "processes that train one model together, each on a device (of the CPU: on a share of its"
+        " cores) and with a part of every batch", "machine", 1)
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = param(
         '"auto": bfloat16 where the processor multiplies it fast, else "32-true"', "engine", "auto")
     channels_last: bool = param("memory layout of the convolutions", "engine", True)
@@ -52,7 +55,9 @@ class CommonParameters:
     checkpoint_dir: Any = param(
         "folder for last.ckpt, written after each epoch; None: no checkpoints", "machine")
     trainer_options: dict | None = param(
-        "further keywords of Lightning's Trainer (devices, strategy, logger, …)", "machine")
+        "further keywords of Lightning's Trainer (callbacks, gradient_clip_val, …)", "machine")
+    tracker: Literal["mlflow", "tensorboard"] | None = param(
+        "where the fit is tracked as well, see chapter Trackers; None: nowhere", "machine")
     verbose: bool = param("show a progress bar", "machine", True)
 
     presets: ClassVar[dict] = dict(ours={"*": dict(

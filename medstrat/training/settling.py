@@ -10,8 +10,10 @@ from pathlib import Path
 
 from ..data.arrays import as_items
 from ..parts.kinds import Facts
+from ..parts.trackers import check_tracker
 from .batches import ImageBatches
 from .checkpoints import read_checkpoint, usable_folder
+from .devices import check_devices
 from .fitting import Fit
 from .inputs import checked, set_name, sized, take_condition
 from .method import build
@@ -78,6 +80,8 @@ def settle(estimator, X, y=None, condition=None, validation=None, resume=None) -
         raise ValueError(f"patience={s.patience} needs validation images: fit(X, validation=…).")
     s = s.but(random_state=settle_seed(s, resume))
     check_folders(s)
+    check_tracker(s.tracker)
+    check_devices(s, len(images), *([] if validation is None else [len(validation)]))
 
     data, held = ImageBatches(images, covariates=codes[0], labels=labels[0]), None
     if validation is not None:

@@ -25,7 +25,7 @@ from scipy.special import entr
 from ..data.arrays import resize
 from .batches import ImageBatches
 from .checkpoints import usable_folder
-from .fitting import own_checkpoint
+from .fitting import own_checkpoint, train_together
 from .inference import Engine, over_inputs
 from .method import Batch, Network, Told, build
 from .parameters import Count, param
@@ -247,6 +247,7 @@ def last_checkpoint(
 def follow_starts(fit, resume=None):
     "Follow a fit's recipe `n_starts` times and keep the best. ValueError: a foreign checkpoint."
     n = getattr(fit.s, "n_starts", 1)
+    if fit.several: return train_together(fit, follow_starts, resume)
     if n == 1: return fit.follow(fit.net.recipe(), resume)
     files, starts, plain = begun(fit, resume), [], plain_features(fit.images)
     for number in range(1, n + 1):

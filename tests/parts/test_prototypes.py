@@ -175,56 +175,6 @@ def test_orthogonality_is_zero_for_orthogonal_centroids_and_one_for_equal_ones()
     assert z.grad.abs().sum() > 0
 
 
-# ---- two processes
-
-
-def _rank(rank, folder, batches, Q, dead):
-    import torch.distributed as dist
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(batches))
-    bank = PrototypeBank(*Q.shape, "euclidean")
-    bank.set(Q + rank)                    # rank 0's must win
-    first = bank.Q.clone()
-    bank.update(batches[rank], bank.responsibilities(batches[rank]), 0.3, "argmax")
-    moved, counted = bank.Q.clone(), bank.unused.clone()
-    bank.unused.copy_(dead)
-    torch.manual_seed(rank)
-    n = bank.reseed(batches[rank], after=2)
-    torch.save(dict(first=first, moved=moved, counted=counted, Q=bank.Q, unused=bank.unused, n=n), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    g = torch.Generator().manual_seed(3)
-    folder, Q = tmp_path_factory.mktemp("ranks"), torch.randn(5, 2, generator=g) * 2
-    batches = [torch.randn(7, 2, generator=g), torch.randn(1, 2, generator=g)]   # as the last batch of an epoch may be
-    torch.multiprocessing.spawn(_rank, (str(folder), batches, Q, torch.tensor([0, 3, 3, 3, 0])), nprocs=2)
-    return Q, batches, [torch.load(folder / f"{r}.pt", weights_only=True) for r in (0, 1)]
-
-
-def test_initial_prototypes_are_those_of_rank_0(two_ranks):
-    Q, _, ranks = two_ranks
-    assert all(r["first"].equal(Q) for r in ranks)
-
-
-def test_update_of_two_processes_is_that_of_the_union(two_ranks):
-    Q, batches, ranks = two_ranks
-    alone = PrototypeBank(*Q.shape, "euclidean"); alone.set(Q)
-    z = torch.cat(batches)
-    alone.update(z, alone.responsibilities(z), 0.3, "argmax")
-    for r in ranks:
-        torch.testing.assert_close(r["moved"], alone.Q)
-        assert r["counted"].equal(alone.unused)
-    assert ranks[0]["moved"].equal(ranks[1]["moved"])
-
-
-def test_reseeding_leaves_all_ranks_in_the_same_state(two_ranks):
-    _, _, (a, b) = two_ranks
-    assert a["Q"].equal(b["Q"]) and a["n"] == 3
-    assert a["unused"].equal(b["unused"]), "ranks disagree about which prototypes are dead after a batch of another size"
-
-
 # ---- new embeddings, and clusters that nobody uses
 
 def test_far_from_the_origin():

@@ -1,6 +1,7 @@
 "A fit depends on its arguments alone: not on other threads, on the process's settings, on variables of a cluster, on log levels; signals are answered in order."
 import logging
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import images, same_weights, tiny
+
+from medstrat.training.isolation import buffers_kept
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +142,23 @@ def test_fit_in_a_thread(X, fitted):
     "Only the main thread may set signal handlers"
     from concurrent.futures import ThreadPoolExecutor
     with ThreadPoolExecutor(1) as pool: assert same_weights(pool.submit(lambda: tiny().fit(X)).result(), fitted["VAESim"])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library has no such limits")
+def test_buffers_are_kept_within_and_given_back_after():
+    import resource
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(8): np.ones(6_000_000)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    before = faults()
+    with pytest.raises(KeyError), buffers_kept():
+        assert faults() < before / 4
+        raise KeyError
+    assert faults() > before / 2
+
+
+def test_elsewhere_nothing_is_asked_of_the_c_library(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr("ctypes.CDLL", lambda *_: sys.exit("there is none"))
+    with buffers_kept(): pass
