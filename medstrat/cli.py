@@ -81,6 +81,7 @@ Vectors = Annotated[Path | None, _option("Features of the images that another ne
                                          " .npy, .npz (with ids), CSV or Parquet.")]
 Figures = Annotated[bool, _option("Draw figures.", "--figures/--no-figures")]
 
+# %% ../nbs/11_cli.ipynb #4806f599
 @app.command()
 def run(
     model: Annotated[str, typer.Argument(

@@ -10,7 +10,7 @@ __all__ = ['PARTS', 'MIXTURE_FROM', 'merging', 'merge', 'information', 'mixture_
 import numpy as np
 import torch
 
-from ..data.arrays import evenly
+from ..data.images import evenly
 from .pretraining import distorted
 from ..parts.mixture import SEEN, check_distinct, fit_mixture, moments
 from ..parts.schedules import OPTIMIZERS

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..data.arrays import evenly
+from ..data.images import evenly
 from ..vae.elbo import LOG_VARIANCE_RANGE, at_least_float32
 
 # %% ../../nbs/02_parts/03_mixture.ipynb #bbb17b66

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.arrays import evenly
+from ..data.images import evenly
 from ..parts.trackers import Tracker
 from .batches import ImageBatches
 from .checkpoints import read_checkpoint, what_differs

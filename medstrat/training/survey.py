@@ -12,7 +12,7 @@ import warnings
 import numpy as np
 import torch
 
-from ..data.arrays import evenly
+from ..data.images import evenly
 from .inference import over_inputs
 from .method import Network, Told
 from .parameters import parameters

@@ -57,7 +57,7 @@ def beginnings(a):
     from medstrat.methods.dec import DEC
     from medstrat.methods.self_training import PARTS, information, merge
     from medstrat.parts.mixture import SEEN, fit_mixture
-    from medstrat.data.arrays import evenly
+    from medstrat.data.images import evenly
     for name in a.sets:
         x, y = images(name, "train")
         k = len(np.unique(y))
