@@ -606,7 +606,7 @@ def test_what_shares_a_pretraining(method, tmp_path, monkeypatch):
     weights, cls, tried = pretraining.autoencoder_of(fit.net), get_method(method), dict(free=0, key=0)
     for name in parameters(cls):
         value = another(method, name, getattr(fit.s, name))
-        if value is None or name in parameters(cls, "origin", "seed", "module") or name in ("cache_dir", "patience", "accelerator", "num_workers", "verbose", "pretrain"): continue
+        if value is None or name in parameters(cls, "origin", "seed", "module") or name in ("cache_dir", "patience", "accelerator", "devices", "num_workers", "tracker", "verbose", "pretrain"): continue
         changed = dict(once | {name: value}, cache_dir=tmp_path)
         if name == "prior_std": changed |= known(method, dict(pretrain_kl=0.5))      # else it is refused, as nothing would read it
         if name in key:

@@ -25,7 +25,7 @@ from .checkpoints import read_checkpoint, what_differs
 from .devices import Ranks, in_processes
 from .isolation import buffers_kept
 from .inference import Engine, assign, embed, encode, responsibilities
-from .isolation import isolated, orderly_signals
+from .isolation import isolated, orderly_signals, quiet_lightning
 from .parameters import Settings, parameters
 from .phases import Block, NonFiniteLoss, Phase, Step
 
@@ -190,7 +190,7 @@ class Fit:
         learns = lambda stage: isinstance(stage, Block) or isinstance(stage, Phase) and stage.epochs
         return self.s.devices > self.ranks.world and any(map(learns, self.net.recipe()))
 
-# %% ../../nbs/03_training/16_fitting.ipynb #cfa7881e
+# %% ../../nbs/03_training/16_fitting.ipynb #96469bd0
 @contextmanager
 def tracked(fit, data: str):
     "One tracked run around a fit to the set called `data`; nothing where `tracker` is None."
@@ -199,14 +199,15 @@ def tracked(fit, data: str):
         return
     apart = parameters(fit.estimator, "machine", "module")
     settings = {k: v for k, v in vars(fit.s).items() if k not in apart}
-    fit.tracker.begin(dict(method=fit.estimator.name, data=data, n=len(fit.images)) | settings)
+    about = dict(method=fit.estimator.name, data=data, n=len(fit.images))
+    with quiet_lightning(): fit.tracker.begin(about | settings)
     well = False
     try:
         yield
         well = not fit.interrupted
     finally: fit.tracker.end(well)
 
-# %% ../../nbs/03_training/16_fitting.ipynb #695391f8
+# %% ../../nbs/03_training/16_fitting.ipynb #9a0d821e
 LEFT = ("tracker", "rows", "history", "starts", "found", "provenance", "interrupted",
         "checkpoint", "trouble")
 
@@ -223,7 +224,7 @@ def member(fit, follow, resume, ranks: Ranks) -> dict:
         weights=weights, bits=bits, n_clusters=fit.net.n_clusters,
         said=[(w.message, w.category) for w in said], **{k: getattr(fit, k) for k in LEFT})
 
-# %% ../../nbs/03_training/16_fitting.ipynb #f9880de4
+# %% ../../nbs/03_training/16_fitting.ipynb #9b2e6fde
 def train_together(
     fit,
     follow,       # (fit, resume): how it is followed
