@@ -241,7 +241,7 @@ def start_run(
     reading=None,    # reading rules that differ from the usual ones, as a dictionary
     vectors=None,    # features of the images that were computed elsewhere, a file
     n_train=None,    # learn from so many training images, drawn at random
-    figures=True,    # False: `Run.figure` draws none
+    figures=True,    # False: none are drawn
     **parameters,    # hyper-parameters of the method
 ) -> Run:
     "Load, fit, embed, score. Unknown names, bad values, impossible folders fail before that."

@@ -176,8 +176,8 @@ def beside(
 
 # %% ../../nbs/06_runs/02_tables.ipynb #0b58adcf
 def plot_beside(
-    published: dict,    # as for `beside`
-    runs: pd.DataFrame, # as for `beside`
+    published: dict,    # as for beside
+    runs: pd.DataFrame, # as for beside
     scores: dict,       # score → its column in `runs`: a panel each
     presets=("released", "paper", "best"),  # a colour each; those without runs are left out
 ):                      # matplotlib Figure

@@ -60,7 +60,7 @@ def test_a_preset_settles_every_parameter(method, preset, dataset):
     s, origin = resolve(cls(preset=preset), dataset)
     if method in METHODS: cls.method.check(s)   # the others need a condition, or a file of weights
     assert json.loads(json.dumps(vars(s)))
-    may_be_none = {"image_size", "patience", "random_state", "checkpoint_dir", "trainer_options", "encoder", "decoder", "sigma", "condition", "encoder_activation", "pretrained", "cache_dir", "feature_dim"}
+    may_be_none = {"image_size", "patience", "random_state", "checkpoint_dir", "trainer_options", "encoder", "decoder", "sigma", "condition", "encoder_activation", "pretrained", "cache_dir", "feature_dim", "tracker"}
     assert {k for k, v in vars(s).items() if v is None} <= may_be_none
     assert set(origin) == set(vars(s)) and all(origin.values()) and not [k for k, source in origin.items() if source == "not set" and vars(s)[k] is not None]
 
