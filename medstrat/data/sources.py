@@ -24,7 +24,7 @@ import pandas as pd
 from .folders import contents
 from .images import ImageSet
 from .names import did_you_mean, plain
-from .splits import Splits, group_codes, group_column, parts_with_target, split
+from .splits import Splits, fewer, group_codes, group_column, parts_with_target, split
 
 # %% ../../nbs/00_data/08_sources.ipynb #a41a5c27
 @dataclass(frozen=True)
@@ -307,7 +307,7 @@ def load_dataset(
     if target is not None: sets = parts_with_target(sets, target, gaps=parts.files is not None)
     splits = _complete(replace(parts, **sets), parts.group if group is None else group, carve_val)
     source = None if path is None else str(path.expanduser().resolve())
-    return replace(splits.fewer(n_train), source=source, checksum=checksum, files=parts.files,
+    return replace(fewer(splits, n_train), source=source, checksum=checksum, files=parts.files,
                    reading=parts.reading)
 
 # %% ../../nbs/00_data/08_sources.ipynb #a76f239a

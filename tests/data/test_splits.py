@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medstrat.data.images import ImageSet
-from medstrat.data.splits import Splits, group_codes, group_column, parts_with_target, split
+from medstrat.data.splits import Splits, fewer, group_codes, group_column, parts_with_target, split
 
 rng = np.random.RandomState(0)
 
@@ -140,9 +140,9 @@ def test_parts_of_a_memory_map_are_all_of_it(tmp_path):
 def test_fewer_training_images_are_always_the_same_and_say_so():
     s = ImageSet(grey(50), {"label": np.arange(50) % 2, "row": np.arange(50)}, target="label")
     parts = Splits("s", s[:40], None, s[40:])
-    few, again = parts.fewer(10), parts.fewer(10)
+    few, again = fewer(parts, 10), fewer(parts, 10)
     rows = few.train.column("row").to_numpy()
     assert len(set(rows)) == 10 and (np.diff(rows) > 0).all() and (rows == again.train.column("row")).all() and rows.max() > 20
     assert len(few.test) == 10 and few.notices == ("10 of 40 training images, drawn at random",)
-    assert all(parts.fewer(n) is parts for n in (None, 40, 99))
-    with pytest.raises(ValueError, match="0 training images are too few"): parts.fewer(0)
+    assert all(fewer(parts, n) is parts for n in (None, 40, 99))
+    with pytest.raises(ValueError, match="0 training images are too few"): fewer(parts, 0)
